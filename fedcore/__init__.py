@@ -1,0 +1,114 @@
+"""Federated learning for PyTorch: exact, durable, transport-agnostic.
+
+The shop window. Names are imported when they are first used, so that ``import fedcore`` does not pay for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# In a checkout the shelves lie beside this folder, and an import from the root would not find them.
+if (_beside := Path(__file__).resolve().parent.parent).joinpath("transports", "memory.py").is_file():
+    __path__.append(str(_beside))
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "aggregator": ("Aggregator", "FedAvgAggregator", "Update"),
+    "client": ("Client",),
+    "codec": ("Codec", "Wrapper"),
+    "config": ("ServerConfig",),
+    "coordinator": ("Coordinator",),
+    "errors": (
+        "AddressError",
+        "AggregationError",
+        "ConfigError",
+        "ConnectionLost",
+        "DeadlineExceeded",
+        "DecodeError",
+        "FedcoreError",
+        "MissingDependency",
+        "ProtocolError",
+        "RunFailed",
+        "SessionError",
+        "TransportError",
+        "UnknownName",
+        "UpdateRejected",
+    ),
+    "history": ("History", "RoundRecord"),
+    "link": ("Link",),
+    "parameters": ("Parameters", "Spec", "digest"),
+    "policy": ("RoundPolicy",),
+    "registry": ("register",),
+    "server": ("Server", "start_server"),
+    "strategies.fedavg": ("FedAvg",),
+    "strategy": ("Strategy",),
+    "transport": ("Connection", "Listener", "Transport"),
+    "transports.grpc": ("Grpc",),
+    "transports.memory": ("Memory",),
+    "worker": ("start_client",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = ("events", "testing")
+
+__all__ = sorted(["__version__", *_MODULES, *_HOME_OF])
+
+if TYPE_CHECKING:
+    from fedcore import events as events
+    from fedcore import testing as testing
+    from fedcore.aggregator import Aggregator as Aggregator
+    from fedcore.aggregator import FedAvgAggregator as FedAvgAggregator
+    from fedcore.aggregator import Update as Update
+    from fedcore.client import Client as Client
+    from fedcore.codec import Codec as Codec
+    from fedcore.codec import Wrapper as Wrapper
+    from fedcore.config import ServerConfig as ServerConfig
+    from fedcore.coordinator import Coordinator as Coordinator
+    from fedcore.errors import AddressError as AddressError
+    from fedcore.errors import AggregationError as AggregationError
+    from fedcore.errors import ConfigError as ConfigError
+    from fedcore.errors import ConnectionLost as ConnectionLost
+    from fedcore.errors import DeadlineExceeded as DeadlineExceeded
+    from fedcore.errors import DecodeError as DecodeError
+    from fedcore.errors import FedcoreError as FedcoreError
+    from fedcore.errors import MissingDependency as MissingDependency
+    from fedcore.errors import ProtocolError as ProtocolError
+    from fedcore.errors import RunFailed as RunFailed
+    from fedcore.errors import SessionError as SessionError
+    from fedcore.errors import TransportError as TransportError
+    from fedcore.errors import UnknownName as UnknownName
+    from fedcore.errors import UpdateRejected as UpdateRejected
+    from fedcore.history import History as History
+    from fedcore.history import RoundRecord as RoundRecord
+    from fedcore.link import Link as Link
+    from fedcore.parameters import Parameters as Parameters
+    from fedcore.parameters import Spec as Spec
+    from fedcore.parameters import digest as digest
+    from fedcore.policy import RoundPolicy as RoundPolicy
+    from fedcore.registry import register as register
+    from fedcore.server import Server as Server
+    from fedcore.server import start_server as start_server
+    from fedcore.strategies.fedavg import FedAvg as FedAvg
+    from fedcore.strategy import Strategy as Strategy
+    from fedcore.transport import Connection as Connection
+    from fedcore.transport import Listener as Listener
+    from fedcore.transport import Transport as Transport
+    from fedcore.transports.grpc import Grpc as Grpc
+    from fedcore.transports.memory import Memory as Memory
+    from fedcore.worker import start_client as start_client
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

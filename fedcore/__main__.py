@@ -1,0 +1,7 @@
+"""``python -m fedcore`` is the command ``fedcore``."""
+
+import sys
+
+from fedcore.cli import main
+
+sys.exit(main())

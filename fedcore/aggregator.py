@@ -1,0 +1,300 @@
+"""The contract of an aggregator, which folds many updates into one, and the weighted mean of FedAvg.
+
+The result must not depend on the order of :meth:`Aggregator.add`, bit for bit.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedcore.errors import AggregationError, ConfigError, InvalidWeight, SchemaMismatch
+from fedcore.fixedpoint import FixedPointSum
+from fedcore.parameters import Parameters, Spec, extent
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one client made of one round's model. Unpacks as ``parameters, num_examples``."""
+
+    parameters: Parameters
+    num_examples: int
+    client_id: str = ""
+    round: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    digest: str = ""
+
+    def __iter__(self) -> Iterator[Parameters | int]:
+        yield self.parameters
+        yield self.num_examples
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Parameters | int:
+        return (self.parameters, self.num_examples)[index]
+
+
+Result: TypeAlias = "Update | tuple[Parameters, int]"
+Weighting: TypeAlias = Literal["examples", "uniform"] | Callable[[Update], float]
+
+_UNIFORM = 1 << 12  # any constant; this one leaves the fixed point 12 more bits than 1 would
+_FRACTION = 1 << 20  # weights from a callable are multiples of 1 / _FRACTION
+
+
+class Aggregator(ABC):
+    """Folds updates into one payload. One thread at a time calls it.
+
+    Attributes:
+        mergeable: whether :meth:`partial` and :meth:`merge` work.
+        retains: whether it keeps the updates' tensors beyond :meth:`add`.
+    """
+
+    mergeable: bool = False
+    retains: bool = False
+
+    def check(self, update: Update) -> None:
+        """Say whether :meth:`add` would take the update; asked before the update is acknowledged.
+
+        Raises:
+            UpdateRejected: it would not.
+        """
+
+    @abstractmethod
+    def add(self, update: Update) -> None:
+        """Fold an update in. Order must not matter."""
+
+    @abstractmethod
+    def result(self) -> Parameters:
+        """Return what the updates add up to; called once, after the last :meth:`add`.
+
+        Raises:
+            AggregationError: the updates add up to nothing.
+        """
+
+    def aggregate(self, updates: Iterable[Result]) -> Parameters:
+        """Add each update and return the result."""
+        for update in updates:
+            self.add(as_update(update))
+        return self.result()
+
+    def partial(self) -> Parameters:
+        """Return the exact state, never a rounded mean, for another aggregator of the same round to :meth:`merge`."""
+        raise ConfigError(f"{type(self).__name__} has no partial state: it needs every update in one place")
+
+    def merge(self, partial: Parameters) -> None:
+        """Fold in what another aggregator's :meth:`partial` returned."""
+        raise ConfigError(f"{type(self).__name__} has no partial state: it needs every update in one place")
+
+
+def as_update(result: Result) -> Update:
+    """Return a ``(parameters, num_examples)`` pair as an Update."""
+    if isinstance(result, Update):
+        return result
+    parameters, num_examples = result
+    return Update(parameters, num_examples)
+
+
+class Gather(Aggregator):
+    """Keeps all updates and hands them to a function at once, sorted by client id. Memory: one model an update."""
+
+    retains = True
+
+    def __init__(self, combine: Callable[[list[Update]], Parameters | None]):
+        self._combine = combine
+        self._updates: list[Update] = []
+
+    def add(self, update: Update) -> None:
+        """Keep the update."""
+        self._updates.append(update)
+
+    def result(self) -> Parameters:
+        """Return what the function makes of the updates.
+
+        Raises:
+            AggregationError: it made nothing.
+        """
+        combined = self._combine(sorted(self._updates, key=lambda u: u.client_id))
+        if combined is None:
+            raise AggregationError(f"the strategy made no model of {len(self._updates)} updates")
+        return combined
+
+
+class FedAvgAggregator(Aggregator):
+    """The weighted mean ``sum(n_i * w_i) / sum(n_i)``, exact: no order and no grouping of the updates changes a bit.
+
+    What is done by dtype: floating-point tensors, 0-dimensional ones included, are averaged by
+    :class:`~fedcore.fixedpoint.FixedPointSum` and rounded once to their own dtype; integer buffers (such as
+    ``num_batches_tracked``) take the largest value; boolean ones are true where any is.
+
+    Memory: 8 bytes for each element of the model, whatever the number of updates.
+
+    Args:
+        base: the model the round starts from; its magnitudes fix the unit of the sums before the first :meth:`add`.
+            :meth:`aggregate`, which has all updates at hand, works without.
+        weighting: ``"examples"``, ``"uniform"``, or a function of the update that returns a positive number, which is
+            rounded to a multiple of ``2 ** -20``.
+        max_share: the largest part of the total weight that one client may have; heavier ones are cut down to it. With
+            so few updates that this cannot be, all weigh the same. Keeps the ``1 / max_share`` heaviest updates.
+
+    Raises:
+        ConfigError: an argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        base: Mapping[str, Tensor] | None = None,
+        *,
+        weighting: Weighting = "examples",
+        max_share: float | None = None,
+    ):
+        if not callable(weighting) and weighting not in ("examples", "uniform"):
+            raise ConfigError(f"weighting must be 'examples', 'uniform' or a function, not {weighting!r}")
+        if max_share is not None and not 0 < max_share <= 1:
+            raise ConfigError(f"max_share must be above 0 and at most 1, not {max_share!r}")
+        self.weighting, self.max_share = weighting, max_share
+        self.retains = max_share is not None
+        self.mergeable = max_share is None
+        self.weight = 0
+        self._held: list[tuple[int, str, str, Update]] = []
+        self._spec: Spec | None = None
+        self._sums: dict[str, FixedPointSum] = {}
+        self._largest: dict[str, Tensor] = {}
+        if base is not None:
+            self._start(base, {name: extent(tensor) for name, tensor in base.items()})
+
+    def check(self, update: Update) -> None:
+        """Check shape, weight and range of an update.
+
+        Raises:
+            UpdateRejected: the update cannot be added.
+        """
+        weight = self._weigh(update)
+        self._known().check(update.parameters)
+        for name, total in self._sums.items():
+            total.check(name, update.parameters[name], weight)
+
+    def add(self, update: Update) -> None:
+        """Fold an update in.
+
+        Raises:
+            UpdateRejected: it cannot be added; nothing has changed.
+        """
+        if self.max_share is None:
+            self.check(update)
+            self._fold(update.parameters, self._weigh(update))
+            return
+        self.check(update)
+        heapq.heappush(self._held, (self._weigh(update), update.client_id, update.digest, update))
+        if len(self._held) > int(1 / self.max_share):
+            weight, *_, lightest = heapq.heappop(self._held)
+            self._fold(lightest.parameters, weight)
+
+    def result(self) -> Parameters:
+        """Return the mean.
+
+        Raises:
+            AggregationError: there was no update.
+        """
+        for weight, update in self._capped():
+            self._fold(update.parameters, weight)
+        self._held.clear()
+        if not self.weight:
+            raise AggregationError("the mean of no updates does not exist")
+        means = {name: total.mean(self.weight) for name, total in self._sums.items()}
+        return self._known().tie({**means, **self._largest})
+
+    def aggregate(self, updates: Iterable[Result]) -> Parameters:
+        """Return the mean of ``updates``: Updates, or ``(parameters, num_examples)`` pairs."""
+        listed = [as_update(update) for update in updates]
+        if self._spec is None and listed:
+            first = listed[0].parameters
+            for update in listed:
+                Spec.of(first).check(update.parameters)
+            self._start(first, {name: max(extent(u.parameters[name]) for u in listed) for name in first})
+        return super().aggregate(listed)
+
+    def partial(self) -> Parameters:
+        """Return the exact sums so far: ``sum/NAME/...`` for each averaged tensor, ``max/NAME`` for others, ``weight``."""
+        if not self.mergeable:
+            return super().partial()
+        parts = {f"sum/{name}/{part}": t for name, s in self._sums.items() for part, t in s.parts().items()}
+        largest = {f"max/{name}": tensor for name, tensor in self._largest.items()}
+        return {**parts, **largest, "weight": torch.tensor(self.weight)}
+
+    def merge(self, partial: Parameters) -> None:
+        """Fold in the exact sums of another aggregator of the same round."""
+        if not self.mergeable:
+            super().merge(partial)
+        for name, total in self._sums.items():
+            words = {part: partial.get(f"sum/{name}/{part}") for part in ("low", "shift", "high")}
+            present = {part: word for part, word in words.items() if word is not None}
+            if not {"low", "shift"} <= present.keys() or present["low"].shape != total.low.shape:
+                raise SchemaMismatch(f"the partial sum of tensor {name!r} is missing or of another shape")
+            total.merge(present)
+        if int(partial["weight"]):
+            self._take_largest({name: partial[f"max/{name}"] for name in self._largest})
+        self.weight += int(partial["weight"])
+
+    def _start(self, like: Mapping[str, Tensor], bounds: Mapping[str, float]) -> None:
+        self._spec = Spec.of(like)
+        for info in self._spec.entries:
+            tensor = like[info.name]
+            if tensor.is_floating_point():
+                self._sums[info.name] = FixedPointSum(tensor.shape, tensor.dtype, bounds[info.name])
+            else:
+                self._largest[info.name] = tensor.detach().cpu().clone()
+
+    def _known(self) -> Spec:
+        if self._spec is None:
+            raise ConfigError("FedAvgAggregator(base) needs the round's model before the first add")
+        return self._spec
+
+    def _weigh(self, update: Update) -> int:
+        if self.weighting == "uniform":
+            return _UNIFORM
+        value = update.num_examples if self.weighting == "examples" else self.weighting(update)
+        if not math.isfinite(value) or value <= 0:
+            raise InvalidWeight(f"the weight of client {update.client_id!r} must be a positive number, not {value!r}")
+        return int(value) if self.weighting == "examples" else max(1, round(value * _FRACTION))
+
+    def _fold(self, parameters: Mapping[str, Tensor], weight: int) -> None:
+        for name, total in self._sums.items():
+            total.add(name, parameters[name], weight)
+        self._take_largest(parameters)
+        self.weight += weight
+
+    def _take_largest(self, parameters: Mapping[str, Tensor]) -> None:
+        for name, largest in self._largest.items():
+            value = parameters[name].detach().cpu()
+            if self.weight:  # torch lacks maximum() for some unsigned dtypes
+                value = torch.from_numpy(np.asarray(np.maximum(largest.numpy(), value.numpy())))
+            self._largest[name] = value.clone()
+
+    def _capped(self) -> Iterator[tuple[int, Update]]:
+        """Yield the held updates with weights cut so that none exceeds ``max_share`` of the total they then make."""
+        heaviest = sorted(self._held, key=lambda held: held[:3], reverse=True)
+        cap = _cap([weight for weight, *_ in heaviest], self.weight, self.max_share or 1.0)
+        for weight, *_, update in heaviest:
+            yield min(weight, cap), update
+
+
+def _cap(heaviest: list[int], rest: int, share: float) -> int:
+    """Return the weight at which the heaviest are cut: the solution of ``cap = share * (sum of all, cut at cap)``."""
+    for count, weight in enumerate(heaviest):  # the first `count` are cut
+        free = 1 - count * share
+        if free <= 0:
+            return 1
+        cap = share * (rest + sum(heaviest[count:])) / free
+        if weight <= cap:
+            return heaviest[count - 1] if count == 0 else max(1, int(cap))
+    free = 1 - len(heaviest) * share
+    return max(1, int(share * rest / free)) if free > 0 and rest else 1

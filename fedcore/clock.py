@@ -1,0 +1,18 @@
+"""Time, as something that is handed in: real in production, moved by hand in tests."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+
+class Clock:
+    """The monotonic clock. Everything that waits or measures asks a clock, so that a test can hand in another."""
+
+    def now(self) -> float:
+        """Return seconds since some fixed moment; steps of the wall clock do not show."""
+        return time.monotonic()
+
+    def wait(self, condition: threading.Condition, timeout: float | None) -> None:
+        """Wait, holding ``condition``, until it is notified or ``timeout`` seconds have passed."""
+        condition.wait(timeout)

@@ -1,0 +1,90 @@
+"""The server's settings that are not mathematics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedcore.errors import ConfigError
+from fedcore.parameters import SHARD_BYTES
+from fedcore.policy import RoundPolicy
+from fedcore.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How a run goes.
+
+    Attributes:
+        num_rounds: rounds that must make a model; failed ones are not counted.
+        round_timeout: seconds a round may last.
+        heartbeat_interval: seconds between the clients' signs of life.
+        heartbeat_timeout: seconds of silence after which a client counts as lost and its place in the round is free.
+        start_wait: seconds to wait for the full number of clients once the fewest are there.
+        extra_clients: clients invited beyond ``clients_per_round``; the first to answer count.
+        max_failures: failed rounds in a row that end the run.
+        evaluate_timeout: seconds an evaluation may take, on the server or on the clients; 0: clients are not asked.
+        accept_codecs: parts of codec names to accept from clients; None: the own codec and all lossless built-in ones
+            except ``torch``. Lossy codecs are accepted only if named.
+        seed: of every random choice: selection, and the seeds in the clients' configs.
+        policy: replaces what the fields above say about rounds.
+        stop_grace: seconds clients have to hear that the run is over before the server goes.
+        max_examples: the largest ``num_examples`` that is believed.
+        max_model_bytes: the largest model that is taken from a client when the strategy has none.
+        shard_bytes: models are cut into frames of this size.
+        uploads: updates taken in at once; others wait without holding memory.
+    """
+
+    num_rounds: int = 3
+    round_timeout: float = 3600.0
+    heartbeat_interval: float = 5.0
+    heartbeat_timeout: float = 300.0
+    start_wait: float = 10.0
+    extra_clients: int = 0
+    max_failures: int = 3
+    evaluate_timeout: float = 600.0
+    accept_codecs: Sequence[str] | None = None
+    seed: int = 0
+    policy: RoundPolicy | None = None
+    stop_grace: float = 5.0
+    max_examples: int = 1 << 30
+    max_model_bytes: int = 16 << 30
+    shard_bytes: int = SHARD_BYTES
+    uploads: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("num_rounds", "max_failures", "max_examples", "max_model_bytes", "shard_bytes", "uploads"):
+            self._require(name, int, 1)
+        for name in ("extra_clients", "seed"):
+            self._require(name, int, 0)
+        for name in ("round_timeout", "heartbeat_interval", "heartbeat_timeout"):
+            self._require(name, float, 1e-9)
+        for name in ("start_wait", "evaluate_timeout", "stop_grace"):
+            self._require(name, float, 0.0)
+        if self.heartbeat_timeout <= self.heartbeat_interval:
+            raise ConfigError(
+                f"ServerConfig.heartbeat_timeout is {self.heartbeat_timeout:g} s, not above heartbeat_interval "
+                f"{self.heartbeat_interval:g} s: every client would count as lost"
+            )
+        if not 4096 <= self.shard_bytes <= 1 << 30:
+            raise ConfigError(f"ServerConfig.shard_bytes must be from 4 KiB to 1 GiB, not {self.shard_bytes}")
+
+    def _require(self, name: str, kind: type, least: float) -> None:
+        value = getattr(self, name)
+        number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        if not number or not least <= value < math.inf:
+            what = "an integer" if kind is int else "a number"
+            bound = "above 0" if least == 1e-9 else f"of at least {least:g}"
+            raise ConfigError(f"ServerConfig.{name} must be {what} {bound}, not {value!r}")
+
+    def policy_for(self, strategy: Strategy) -> RoundPolicy:
+        """Return the policy that was given, or the one that the strategy's numbers and these settings make.
+
+        Raises:
+            ConfigError: they contradict one another.
+        """
+        return self.policy or RoundPolicy(
+            target=strategy.clients_per_round, quorum=strategy.min_fit_clients, deadline=self.round_timeout,
+            extra=self.extra_clients, start_wait=self.start_wait, max_failures=self.max_failures,
+        )  # fmt: skip

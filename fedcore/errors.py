@@ -1,0 +1,221 @@
+"""Every error fedcore raises on purpose, and whose fault each is.
+
+::
+
+    FedcoreError
+    ├── ConfigError (ValueError)        yours: an argument or a configuration, before anything runs
+    │   ├── AddressError                an address that cannot be parsed, bound or used safely
+    │   ├── UnknownName                 a codec, transport or strategy that no shelf has
+    │   └── MissingDependency           an optional library is not installed
+    ├── UpdateRejected                  the client's: what it sent may not be counted
+    │   ├── SchemaMismatch              a tensor is missing, extra, misshapen or mistyped
+    │   ├── NonFinite                   a tensor holds NaN or infinity
+    │   ├── InvalidWeight               num_examples is not a positive, plausible number
+    │   ├── BadMetric                   a metric is not a number, or there are too many
+    │   └── OutOfRange                  a value the exact sum cannot represent
+    ├── ProtocolError                   the peer's: it broke the contract of the wire
+    │   ├── DecodeError                 bytes that are not what they claim to be
+    │   ├── ChecksumError               bytes that changed on the way (retryable)
+    │   └── CodecRefused                a codec this side does not accept
+    ├── SessionError                    the peer is not who the server thinks, or not any more
+    │   ├── NotRegistered               register (again), then retry
+    │   ├── Fenced                      a newer process took over this client_id
+    │   └── RunChanged                  the server runs another federation now
+    ├── TransportError                  nobody's: the network
+    │   ├── ConnectionLost (ConnectionError)   retryable
+    │   ├── DeadlineExceeded (TimeoutError)    retryable
+    │   └── TooLarge                    a message above the limit
+    ├── AggregationError                the strategy's: no model came out of the round
+    ├── RunFailed                       the federation ended without reaching its goal
+    └── RemoteError                     the other side failed in a way it does not explain
+
+``reason`` is the machine-readable name that travels in ``google.rpc.ErrorInfo``; ``retryable`` says whether the same
+call may succeed if it is made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+
+class FedcoreError(Exception):
+    """Root of all errors fedcore raises on purpose."""
+
+    reason: str = "FEDCORE_ERROR"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str = "", *, reason: str | None = None):
+        super().__init__(message)
+        if reason is not None:
+            self.reason = reason
+
+
+class ConfigError(FedcoreError, ValueError):
+    """An argument or a configuration that cannot work; raised before anything runs."""
+
+    reason = "BAD_CONFIG"
+
+
+class AddressError(ConfigError):
+    """An address that cannot be parsed, bound or used safely."""
+
+    reason = "BAD_ADDRESS"
+
+
+class UnknownName(ConfigError):
+    """A codec, transport or strategy that no shelf has."""
+
+    reason = "UNKNOWN_NAME"
+
+
+class MissingDependency(ConfigError):
+    """An optional library is not installed; the message says what to install."""
+
+    reason = "MISSING_DEPENDENCY"
+
+
+class UpdateRejected(FedcoreError):
+    """What a client sent may not be counted; the round and the other clients are unaffected."""
+
+    reason = "REJECTED"
+
+
+class SchemaMismatch(UpdateRejected):
+    """A tensor is missing, extra, misshapen or mistyped; the message names the first."""
+
+    reason = "SCHEMA_MISMATCH"
+
+
+class NonFinite(UpdateRejected):
+    """A tensor holds NaN or infinity; the message names it."""
+
+    reason = "NON_FINITE"
+
+
+class InvalidWeight(UpdateRejected):
+    """``num_examples`` is not an integer from 1 to the configured cap."""
+
+    reason = "INVALID_WEIGHT"
+
+
+class BadMetric(UpdateRejected):
+    """A metric or config value that is not a scalar, or too many of them."""
+
+    reason = "BAD_METRIC"
+
+
+class OutOfRange(UpdateRejected):
+    """A value beyond what the exact sum represents; the message names the tensor and the bound."""
+
+    reason = "OUT_OF_RANGE"
+
+
+class ProtocolError(FedcoreError):
+    """The peer broke the contract of the wire."""
+
+    reason = "PROTOCOL_ORDER"
+
+
+class DecodeError(ProtocolError):
+    """Bytes that are not what they claim to be; the only error a codec's ``decode`` raises."""
+
+    reason = "MALFORMED"
+
+
+class ChecksumError(ProtocolError):
+    """Bytes that changed on the way."""
+
+    reason = "CHECKSUM"
+    retryable = True
+
+
+class CodecRefused(ProtocolError):
+    """A codec that this side has not been told to accept."""
+
+    reason = "NO_COMMON_CODEC"
+
+
+class SessionError(FedcoreError):
+    """The server does not know the caller as it presents itself."""
+
+    reason = "BAD_SESSION"
+
+
+class NotRegistered(SessionError):
+    """The client is not registered, or its lease ran out: register again."""
+
+    reason = "NOT_REGISTERED"
+
+
+class Fenced(SessionError):
+    """A newer process registered under the same ``client_id``; this one must end."""
+
+    reason = "FENCED"
+
+
+class RunChanged(SessionError):
+    """The server runs another federation than the one the client joined."""
+
+    reason = "RUN_CHANGED"
+
+
+class TransportError(FedcoreError):
+    """The network failed, or a message could not be carried."""
+
+    reason = "TRANSPORT"
+
+
+class ConnectionLost(TransportError, ConnectionError):
+    """The other side cannot be reached."""
+
+    reason = "CONNECTION_LOST"
+    retryable = True
+
+
+class DeadlineExceeded(TransportError, TimeoutError):
+    """No answer came in time."""
+
+    reason = "DEADLINE_EXCEEDED"
+    retryable = True
+
+
+class TooLarge(TransportError):
+    """A message above the limit of the transport."""
+
+    reason = "TOO_LARGE"
+
+
+class AggregationError(FedcoreError):
+    """The strategy produced no usable model from a round's updates."""
+
+    reason = "AGGREGATION"
+
+
+class RunFailed(FedcoreError):
+    """The federation ended without reaching its goal."""
+
+    reason = "RUN_FAILED"
+
+
+class RemoteError(FedcoreError):
+    """The other side failed in a way it does not explain; its log has the details."""
+
+    reason = "INTERNAL"
+
+
+def _tree(root: type[FedcoreError]) -> Iterator[type[FedcoreError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _tree(child)
+
+
+def from_reason(reason: str, message: str) -> FedcoreError:
+    """Rebuild the error that ``reason`` names, as a border does with one that crossed a wire.
+
+    Reasons finer than a class keep their own name on the nearest class; unknown ones become :class:`RemoteError`.
+    """
+    for kind in _tree(FedcoreError):
+        if kind.reason == reason:
+            return kind(message)
+    return RemoteError(message, reason=reason)

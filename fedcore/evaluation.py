@@ -1,0 +1,108 @@
+"""Evaluations of committed models: outside every lock, on a lane of their own, and never able to break a round."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedcore import events as ev
+from fedcore.aggregator import Update
+from fedcore.clock import Clock
+from fedcore.lane import Lane
+from fedcore.parameters import Parameters
+from fedcore.strategy import Strategy
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Pending:
+    """An evaluation that is queued or running."""
+
+    number: int
+    since: float
+
+
+class Evaluations:
+    """Runs the strategy's evaluations in order.
+
+    Args:
+        strategy: whose ``evaluate`` and ``aggregate_evaluate`` are called.
+        clock: the time.
+        timeout: seconds after which an evaluation is given up.
+        report: receives ``Evaluated`` and ``EvaluationFailed``, on any thread.
+    """
+
+    def __init__(self, strategy: Strategy, clock: Clock, timeout: float, report: Callable[[ev.Event], None]):
+        self._strategy, self._clock, self._timeout, self._report = strategy, clock, timeout, report
+        self._lane = Lane("fedcore-evaluate")
+        self.pending: list[Pending] = []
+
+    def server_side(self, number: int, parameters: Parameters) -> None:
+        """Evaluate the model of a round with ``Strategy.evaluate``; ``parameters`` are a copy for it to keep."""
+        self._start(number, lambda: self._evaluate(number, parameters))
+
+    def client_side(self, number: int, results: list[Update]) -> None:
+        """Combine what clients measured with ``Strategy.aggregate_evaluate``."""
+        by_client = sorted(results, key=lambda update: update.client_id)
+        self._start(number, lambda: _prefixed("evaluate", self._strategy.aggregate_evaluate(number, by_client)))
+
+    def overdue(self, now: float) -> None:
+        """Give up evaluations that have taken too long; a new thread takes the ones behind them."""
+        late = [p for p in self.pending if now >= p.since + self._timeout]
+        if late:
+            self.pending = [p for p in self.pending if p not in late]
+            self._lane.close(timeout=0)  # it ends when the user's code returns, if it does
+            self._lane = Lane("fedcore-evaluate")
+        for pending in late:
+            reason = f"it took longer than evaluate_timeout, {self._timeout:g} s"
+            log.warning("the evaluation of round %d was given up: %s", pending.number, reason)
+            self._report(ev.EvaluationFailed(at=now, round=pending.number, reason=reason))
+
+    def next_deadline(self) -> float | None:
+        """Return when the next evaluation would be given up."""
+        return min((p.since + self._timeout for p in self.pending), default=None)
+
+    def close(self) -> None:
+        """End the thread, unless user code holds it."""
+        self._lane.close(timeout=0 if self.pending else 5.0)
+
+    def _start(self, number: int, job: Callable[[], Mapping[str, float] | None]) -> None:
+        pending = Pending(number, self._clock.now())
+        self.pending.append(pending)
+        self._lane.submit(self._run, pending, job)
+
+    def _run(self, pending: Pending, job: Callable[[], Mapping[str, float] | None]) -> None:
+        event: ev.Event | None = None
+        try:
+            metrics = job()
+            if metrics is not None:
+                event = ev.Evaluated(at=self._clock.now(), round=pending.number, metrics=metrics)
+        except Exception as error:
+            log.exception("the evaluation of round %d failed; the round stands", pending.number)
+            reason = f"{type(error).__name__}: {error}"
+            event = ev.EvaluationFailed(at=self._clock.now(), round=pending.number, reason=reason)
+        if pending in self.pending:  # else it was given up
+            self.pending.remove(pending)
+            self._report(event or ev.Evaluated(at=self._clock.now(), round=pending.number, metrics={}))
+
+    def _evaluate(self, number: int, parameters: Parameters) -> dict[str, float] | None:
+        result = self._strategy.evaluate(number, parameters)
+        if result is None:
+            return None
+        loss, metrics = result
+        if "loss" in metrics:
+            log.warning("evaluate returned a metric called 'loss' beside the loss; the loss is kept")
+        return {**_numbers(metrics), **_numbers({"loss": loss})}
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {str(name): float(value) for name, value in metrics.items()}
+    return {name: value for name, value in numbers.items() if not math.isnan(value)}
+
+
+def _prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in _numbers(metrics).items()}

@@ -1,0 +1,309 @@
+"""The shell around the coordinator: it owns the lock, the clock, the parked requests and the threads that do the work.
+
+A request comes in on a transport's thread. What the coordinator can answer is answered under the lock, in microseconds:
+no user code, no arithmetic and no I/O ever runs there. The rest is handed on: bodies to the intake threads, the strategy's
+mathematics to one thread (*lane*), encoding to another. A pull with nothing to do is parked as a future, not a thread,
+and every turn of the machine that may have work for somebody looks through the parked ones; nobody polls.
+
+What an update goes through: admit (lock) -> decode and check (intake thread) -> commit (lock) -> acknowledge; the sum is
+done by the mathematics lane, in order, and the round is concluded on that same lane behind the last sum.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from secrets import token_hex
+
+from fedcore import events as ev
+from fedcore.clock import Clock
+from fedcore.codec import REFERENCE, Codec
+from fedcore.config import ServerConfig
+from fedcore.coordinator import Coordinator
+from fedcore.errors import CodecRefused, ConnectionLost, FedcoreError, ProtocolError, RemoteError
+from fedcore.lane import Lane
+from fedcore.messages import (
+    PROTOCOL_VERSION,
+    Beat,
+    Fetch,
+    Finished,
+    Pull,
+    Register,
+    Registered,
+    ServerStatus,
+    Session,
+    StatusQuery,
+    Submit,
+    Submitted,
+    Wait,
+)
+from fedcore.phase import Phase
+from fedcore.registry import accepted_codec
+from fedcore.round import Assignment
+from fedcore.strategy import Strategy
+from fedcore.tasks import Tasks, Traffic, answer, fail
+from fedcore.transport import Reply, Request
+from fedcore.uploads import Uploads
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Parked:
+    """A pull that waits for work."""
+
+    session: Session
+    until: float
+    future: Future[Reply]
+
+
+class Hub:
+    """Serves one coordinator to any number of clients.
+
+    Args:
+        coordinator: the machine.
+        strategy: whose hooks say what travels.
+        config: intervals and limits.
+        codec: what models are sent with.
+        accepts: the parts of codec names that are accepted.
+        clock: the time.
+        observe: receives each event, in order, on a lane of its own.
+
+    Attributes:
+        condition: held for each turn of the machine, notified when something happened.
+        math: the lane of the strategy's mathematics.
+        tasks: what goes down.
+        uploads: what comes up.
+        metrics: of the last evaluation, for the status.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        strategy: Strategy,
+        config: ServerConfig,
+        *,
+        codec: Codec,
+        accepts: tuple[str, ...],
+        clock: Clock,
+        observe: Callable[[ev.Event], None],
+    ):
+        self.coordinator, self.codec, self.accepts, self.clock = coordinator, codec, accepts, clock
+        self.condition = threading.Condition(threading.RLock())
+        self.math = Lane("fedcore-math")
+        self.tasks = Tasks(strategy, self.math, seed=config.seed, shard_bytes=config.shard_bytes)
+        self.uploads = Uploads(
+            self.turn, clock, self.math, accepts=accepts, at_once=config.uploads, max_examples=config.max_examples,
+            max_model_bytes=config.max_model_bytes,
+        )  # fmt: skip
+        self.metrics: dict[str, float] = {}
+        self._interval, self._started = config.heartbeat_interval, clock.now()
+        self._observing, self._observe = Lane("fedcore-events"), observe
+        self._traffic: dict[str, Traffic] = {}
+        self._parked: dict[str, Parked] = {}
+        self._due: list[Callable[[], object]] = []
+        self._seen = 0
+
+    # --- the machine ---
+
+    @contextmanager
+    def turn(self) -> Iterator[Coordinator]:
+        """Hold the machine for one turn; afterwards parked clients that got work are answered and events are passed on."""
+        due: list[Callable[[], object]] = []
+        with self.condition:
+            try:
+                yield self.coordinator
+            finally:
+                changed = self._settle()
+                due, self._due = self._due, []
+                happened, self.coordinator.events = self.coordinator.events, []
+                if happened:
+                    self._observing.submit(self._tell, happened)
+                if happened or changed:
+                    self.condition.notify_all()
+        for act in due:
+            act()
+
+    def next_deadline(self) -> float | None:
+        """Return when the machine or a parked request must be looked at again; called in a turn."""
+        due = [parked.until for parked in self._parked.values()]
+        mine = self.coordinator.next_deadline()
+        return min(due if mine is None else [*due, mine], default=None)
+
+    def wake(self) -> None:
+        """Make whoever waits on the condition look again."""
+        with self.condition:
+            self.condition.notify_all()
+
+    def stop(self, reason: str) -> None:
+        """End the run, unless it has ended: every parked client hears of it."""
+        with self.turn() as coordinator:
+            coordinator.finish(reason, self.clock.now())
+
+    def flush_events(self) -> None:
+        """Wait until the observers have received everything that happened so far."""
+        self._observing.submit(lambda: None).result()
+
+    def close(self) -> None:
+        """End all threads."""
+        self.uploads.close()
+        self.math.close(timeout=5.0)
+        self.tasks.broadcast.close()
+        self._observing.close(timeout=5.0)
+
+    def record(self, event: ev.Event) -> None:
+        """Pass an event on to the observers that did not come from the coordinator."""
+        self._observing.submit(self._tell, [event])
+
+    # --- requests ---
+
+    def handle(self, request: Request) -> Future[Reply]:
+        """Answer a request, now or later; the future carries a FedcoreError if it is refused."""
+        future: Future[Reply] = Future()
+        try:
+            self._dispatch(request, future)
+        except FedcoreError as error:
+            fail(future, error)
+        except Exception:  # noqa: BLE001 - logged, and answered with an error that names the log entry
+            self._fail_unexpected(future, "a request")
+        return future
+
+    def _dispatch(self, request: Request, future: Future[Reply]) -> None:
+        message = request.message
+        if isinstance(message, Pull):
+            self._pull(message, future)
+        elif isinstance(message, Submit):
+            self._submit(request, message, future)
+        elif isinstance(message, Fetch):
+            self._fetch(message, future)
+        elif isinstance(message, Beat):
+            with self.turn() as coordinator:
+                reply = coordinator.heartbeat(message, self.clock.now())
+            answer(future, Reply(reply))
+        elif isinstance(message, Register):
+            answer(future, Reply(self._register(request, message)))
+        elif isinstance(message, StatusQuery):
+            answer(future, Reply(self.status()))
+        else:
+            raise ProtocolError(f"no such request: {type(message).__name__}")
+
+    def _register(self, request: Request, message: Register) -> Registered:
+        if message.protocol_version != PROTOCOL_VERSION:
+            raise ProtocolError(
+                f"protocol version {message.protocol_version} is not spoken here, only {PROTOCOL_VERSION}",
+                reason="PROTOCOL_VERSION",
+            )
+        down, up = self._negotiate(request, message)
+        with self.turn() as coordinator:
+            session = coordinator.register(
+                message.client_id, token_hex(16), evaluates=message.evaluates, now=self.clock.now()
+            )
+            self._traffic = {n: t for n, t in self._traffic.items() if n in coordinator.roster.members}
+            self._traffic.setdefault(message.client_id, Traffic(down)).codec = down
+        return Registered(session, up, self._interval, coordinator.roster.lease)
+
+    def _negotiate(self, request: Request, message: Register) -> tuple[Codec | None, str]:
+        if request.peer.by_reference:
+            return None, REFERENCE
+        wanted = message.codec or self.codec.name
+        accepted_codec(wanted, self.accepts)
+        if missing := set(self.codec.name.split("+")) - set(message.accepts):
+            raise CodecRefused(
+                f"the server sends {self.codec.name!r}, but client {message.client_id[:64]!r} accepts no "
+                f"{', '.join(sorted(missing))}; give the client accept_codecs=[{self.codec.name!r}]"
+            )
+        return self.codec, wanted
+
+    def status(self) -> ServerStatus:
+        """Describe how the run stands."""
+        with self.condition:
+            machine, now = self.coordinator, self.clock.now()
+            members = machine.roster.describe(now, {n: (t.bytes_sent, t.bytes_received) for n, t in self._traffic.items()})
+            return ServerStatus(
+                run_id=machine.run_id, phase=machine.phase.value, round=machine.round, committed=machine.committed,
+                num_rounds=machine.num_rounds, accepted=len(machine.fit.accepted) if machine.fit else 0,
+                target=machine.policy.target, codec=self.codec.name, elapsed=now - self._started, clients=members,
+                metrics=dict(self.metrics), bytes_sent=self.tasks.bytes_sent, bytes_received=self.uploads.bytes_received,
+                encodings=self.tasks.broadcast.encodings,
+            )  # fmt: skip
+
+    # --- tasks ---
+
+    def _pull(self, message: Pull, future: Future[Reply]) -> None:
+        now = self.clock.now()
+        with self.turn() as coordinator:
+            given = coordinator.pull(message.session, now)
+            if isinstance(given, Wait) and message.wait > 0:
+                self._park(Parked(message.session, now + message.wait, future))
+            else:
+                self._due.append(partial(self._give, given, future))
+
+    def _fetch(self, message: Fetch, future: Future[Reply]) -> None:
+        with self.turn() as coordinator:
+            assignment = coordinator.task_of(message.session, message.task_id, self.clock.now())
+        self._give(assignment, future)
+
+    def _park(self, parked: Parked) -> None:
+        older = self._parked.pop(parked.session.client_id, None)
+        if older:
+            self._due.append(partial(answer, older.future, Reply(Wait(self.coordinator.round))))
+        self._parked[parked.session.client_id] = parked
+        self.condition.notify_all()  # there is a new moment to look at again
+
+    def _settle(self) -> bool:
+        """Look through the parked pulls: all of them if something changed, else those whose time is up."""
+        now, changed = self.clock.now(), self.coordinator.changes != self._seen
+        self._seen = self.coordinator.changes
+        for name, parked in list(self._parked.items()):
+            if not changed and now < parked.until:
+                continue
+            try:
+                given: object = self.coordinator.pull(parked.session, now)
+            except FedcoreError as error:
+                given = error
+            if not isinstance(given, Wait) or now >= parked.until:
+                del self._parked[name]
+                self._due.append(partial(self._give, given, parked.future))
+        return changed
+
+    def _give(self, given: object, future: Future[Reply]) -> None:
+        if isinstance(given, FedcoreError):
+            fail(future, given)
+        elif isinstance(given, Assignment):
+            self.tasks.brief(given, self._traffic[given.client_id], future)
+        elif isinstance(given, Wait | Finished):
+            answer(future, Reply(given))
+
+    # --- updates ---
+
+    def _submit(self, request: Request, header: Submit, future: Future[Reply]) -> None:
+        with self.turn() as coordinator:
+            ticket = coordinator.admit(header, self.clock.now())
+        if isinstance(ticket, Submitted):
+            return answer(future, Reply(ticket))
+        work = self.tasks.works.get((ticket.assignment.kind, ticket.assignment.round))
+        if work is None:
+            raise ConnectionLost("the round is just being concluded: try again")
+        traffic = self._traffic[ticket.assignment.client_id]
+        return self.uploads.take(ticket, work, traffic, request, header, future)
+
+    # --- inside ---
+
+    def _tell(self, happened: list[ev.Event]) -> None:
+        for event in happened:
+            self._observe(event)
+
+    def _fail_unexpected(self, future: Future[Reply], what: str) -> None:
+        name = token_hex(4)
+        log.exception("error %s while answering %s", name, what)
+        fail(future, RemoteError(f"internal error {name}; the server's log has the details"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is over."""
+        return self.coordinator.phase is Phase.FINISHED

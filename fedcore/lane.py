@@ -1,0 +1,47 @@
+"""A lane: one daemon thread that does jobs one after the other, in the order they came."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Lane:
+    """Runs jobs in order on a thread of its own. The thread is a daemon: user code that never returns cannot keep a process."""
+
+    def __init__(self, name: str):
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Queue a job and return the future of its result."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(job(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001 - the future carries it to whoever asked
+                future.set_exception(error)
+
+        self._jobs.put(run)
+        return future
+
+    def close(self, timeout: float | None = None) -> None:
+        """Let the jobs that are queued finish, then end the thread; wait for that up to ``timeout`` seconds."""
+        self._jobs.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+            del job

@@ -1,0 +1,344 @@
+"""A client's link to its server: registration, retries, downloads, uploads, and the heartbeat on a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Sequence
+from secrets import token_hex
+from typing import TypeVar
+
+from fedcore.broadcast import encode
+from fedcore.clock import Clock
+from fedcore.codec import REFERENCE, Codec
+from fedcore.errors import ConfigError, FedcoreError, NotRegistered, ProtocolError, RunChanged
+from fedcore.intake import receive
+from fedcore.messages import (
+    Answer,
+    Assigned,
+    Beat,
+    BeatReply,
+    Directive,
+    Finished,
+    Kind,
+    Message,
+    Outcome,
+    Pull,
+    Register,
+    Registered,
+    Session,
+    Status,
+    Submit,
+    Submitted,
+    Task,
+    Value,
+    Wait,
+    check_client_id,
+)
+from fedcore.parameters import SHARD_BYTES, Parameters, Spec, digest
+from fedcore.registry import accepted_codec, check_accepts, default_accepts
+from fedcore.registry import codec as find_codec
+from fedcore.transport import Body, Connection, Reply
+
+log = logging.getLogger(__name__)
+A = TypeVar("A", bound=Answer)
+
+_HOLD = 60.0  # seconds the server may hold a pull back before it is made anew
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+_CHECKSUM_TRIES = 3
+
+
+class Link:
+    """Speaks to a server on behalf of one client.
+
+    Args:
+        connection: a transport's connection.
+        client_id: the client's name.
+        codec: what updates are sent with; None: what the server says.
+        accept_codecs: parts of codec names accepted from the server; None: the own and all lossless ones but ``torch``.
+        evaluates: whether the client offers evaluation.
+        patience: seconds to go on trying while the server cannot be reached.
+        clock: the time.
+
+    Raises:
+        ConfigError: an argument cannot work.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        client_id: str,
+        *,
+        codec: str | Codec | None = None,
+        accept_codecs: Sequence[str] | None = None,
+        evaluates: bool = False,
+        patience: float = 300.0,
+        clock: Clock | None = None,
+    ):
+        own = None if codec is None else find_codec(codec)
+        self.client_id = check_client_id(client_id)
+        self.accepts = default_accepts(own) if accept_codecs is None else check_accepts(accept_codecs, own)
+        self._connection, self._evaluates, self._patience = connection, evaluates, patience
+        self._wanted = own
+        self._codec: Codec | None = own
+        self._clock = clock or Clock()
+        self._jitter = random.Random(client_id)  # noqa: S311 - spreads retries, no secret
+        self._condition = threading.Condition()
+        self._registering = threading.Lock()
+        self._welcome: Registered | None = None
+        self._heart: threading.Thread | None = None
+        self._stopping = False
+        self._status, self._step, self._total = Status.IDLE, 0, 0
+        self._task: Task | None = None
+        self._spec: Spec | None = None
+        self._aborted = False
+        self._over: Finished | None = None
+
+    # --- registration and calls ---
+
+    def register(self) -> bool:
+        """Register, or register again; goes on trying while the server cannot be reached.
+
+        Raises:
+            FedcoreError: the server refused, or could not be reached for ``patience`` seconds.
+        """
+        message = Register(self.client_id, self._wanted.name if self._wanted else "", self.accepts, self._evaluates)
+        self._welcomed(self._insist(lambda: self._connection.request(message, timeout=self._patience)))
+        return True
+
+    @property
+    def session(self) -> Session:
+        """The session that the server gave.
+
+        Raises:
+            NotRegistered: before :meth:`register`.
+        """
+        if self._welcome is None:
+            raise NotRegistered("register() first")
+        return self._welcome.session
+
+    def _welcomed(self, reply: Reply) -> None:
+        welcome = _expect(reply, Registered)
+        if welcome.codec != REFERENCE:
+            self._codec = self._wanted or accepted_codec(welcome.codec, self.accepts)
+        else:
+            self._codec = None
+        self._welcome = welcome
+
+    def call(self, make: Callable[[Session], Message], body: Body = ()) -> Reply:
+        """Make a request under the current session, again and again while that may help.
+
+        Raises:
+            FedcoreError: it did not help.
+        """
+
+        def attempt() -> Reply:
+            session = self.session
+            try:
+                return self._connection.request(make(session), body)
+            except (NotRegistered, RunChanged) as error:
+                self._register_again(session, error)
+                return self._connection.request(make(self.session), body)
+
+        return self._insist(attempt)
+
+    def _register_again(self, stale: Session, error: FedcoreError) -> None:
+        with self._registering:
+            if self.session is stale:  # nobody else did meanwhile
+                log.info("client %s registers again: %s", self.client_id, error)
+                self.register()
+
+    def _insist(self, attempt: Callable[[], Reply]) -> Reply:
+        """Make an attempt until it works, with pauses of full jitter that grow; give up after ``patience`` seconds."""
+        failing_since, pause = None, _FIRST_PAUSE
+        while True:
+            try:
+                return attempt()
+            except FedcoreError as error:
+                now = self._clock.now()
+                failing_since = now if failing_since is None else failing_since
+                if not error.retryable or now - failing_since >= self._patience or self._over:
+                    raise
+                log.debug("client %s: %s; trying again", self.client_id, error)
+            self._pause(self._jitter.uniform(0, pause))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _pause(self, seconds: float) -> None:
+        until = self._clock.now() + seconds
+        with self._condition:
+            while not self._over and (left := until - self._clock.now()) > 0:
+                self._clock.wait(self._condition, left)
+
+    # --- tasks ---
+
+    def next_task(self) -> tuple[Task, Parameters] | Finished:
+        """Wait for the next task and its payload, or for the end of the run.
+
+        Raises:
+            FedcoreError: the server cannot be reached, or what it sends cannot be used.
+        """
+        failures = 0
+        while not self._over:
+            self.update_status(Status.WAITING)
+            reply = self.call(lambda session: Pull(session, _HOLD))
+            if isinstance(reply.message, Finished):
+                self._over = reply.message
+            elif isinstance(reply.message, Assigned):
+                try:
+                    return self._accept(reply.message, reply.body)
+                except FedcoreError as error:
+                    failures += 1
+                    if not error.retryable or failures >= _CHECKSUM_TRIES:
+                        raise
+                    log.info("client %s: the download failed and is made again: %s", self.client_id, error)
+            else:
+                _expect(reply, Wait)
+        return self._over
+
+    def _accept(self, assigned: Assigned, body: Body) -> tuple[Task, Parameters]:
+        task, manifest = assigned.task, assigned.manifest
+        self._task, self._aborted = task, False
+        self.update_status(Status.FETCHING_MODEL)
+        codec = None if self._codec is None else accepted_codec(manifest.codec, self.accepts)
+        self._spec = Spec.checked(manifest.tensors)
+        return task, self._spec.tie(receive(manifest, body, self._spec, codec))
+
+    def submit(
+        self, task: Task, spec: Spec, parameters: Parameters, num_examples: int, metrics: dict[str, float]
+    ) -> Submitted:
+        """Hand in the answer to a task. It is sent again, as the same attempt, until the server has answered.
+
+        Raises:
+            FedcoreError: the server cannot be reached.
+        """
+        if self._aborted or self._over:
+            return Submitted(Outcome.CLOSED, "ROUND_CLOSED", "the server no longer waits for it")
+        self.update_status(Status.SUBMITTING_UPDATE, self._step, self._total)
+        name = "" if self._codec is None else digest(parameters, spec)
+        payload = encode(parameters, spec, name, self._codec, SHARD_BYTES)
+        attempt = token_hex(8)
+        for _ in range(_CHECKSUM_TRIES):
+            reply = self.call(
+                lambda session: Submit(
+                    session, task.id, task.round, attempt, task.base_digest, num_examples, payload.manifest, metrics
+                ),
+                payload.body,
+            )
+            submitted = _expect(reply, Submitted)
+            if submitted.reason != "CHECKSUM":
+                break
+        self._task = None
+        self._obey(submitted.directive)
+        return submitted
+
+    def give_back(self, task: Task, reason: str) -> None:
+        """Tell the server that a task will not be done; never raises, because it is called when something else failed."""
+        beat = Beat(self.session, Status.ERROR, round=task.round, task_id=task.id, message=reason[:500])
+        try:
+            self._connection.request(beat, timeout=5.0)
+        except FedcoreError as error:
+            log.warning("client %s could not give task %s back: %s", self.client_id, task.id, error)
+        self._task = None
+
+    def get_global_model(self) -> tuple[Parameters, int, dict[str, Value]] | None:
+        """Wait for the next training task: ``(parameters, round, config)``, or None when the run is over.
+
+        Tasks of other kinds are given back. For those who write their own loop; :func:`fedcore.start_client` has one.
+        """
+        while not isinstance(given := self.next_task(), Finished):
+            task, parameters = given
+            if task.kind is Kind.FIT:
+                return parameters, task.round, dict(task.config)
+            self.give_back(task, "this client only trains")
+        return None
+
+    def submit_update(self, parameters: Parameters, num_examples: int, round_number: int) -> bool:
+        """Hand in the update for the task that :meth:`get_global_model` returned; returns whether it counts.
+
+        Raises:
+            ProtocolError: there is no such task.
+            SchemaMismatch: the parameters do not look like the model.
+        """
+        task = self._task
+        if task is None or self._spec is None or task.round != round_number:
+            raise ProtocolError(f"no task of round {round_number} is open; call get_global_model() first")
+        spec = Spec.checked(task.upload) if task.upload else self._spec
+        spec.check(parameters)
+        return self.submit(task, spec, parameters, num_examples, {}).counted
+
+    # --- heartbeat ---
+
+    def update_status(self, status: str, current_step: int = 0, total_steps: int = 0) -> None:
+        """Set what the next heartbeat says.
+
+        Raises:
+            ConfigError: the status is none of the six.
+        """
+        try:
+            self._status = Status(status)
+        except ValueError:
+            raise ConfigError(f"status {status!r} is none of: {', '.join(Status)}") from None
+        self._step, self._total = max(0, int(current_step)), max(0, int(total_steps))
+
+    def send_heartbeat(self) -> bool:
+        """Send one heartbeat and do what the answer says; returns whether the server acknowledged it.
+
+        Raises:
+            FedcoreError: it could not be sent, or was refused.
+        """
+        task = self._task
+        session = self.session
+        beat = Beat(
+            session, self._status, self._step, self._total, task.round if task else 0, task.id if task else ""
+        )
+        try:
+            reply = _expect(self._connection.request(beat, timeout=self._interval * 2 + 1), BeatReply)
+        except (NotRegistered, RunChanged) as error:
+            self._register_again(session, error)
+            return False
+        if reply.directive is Directive.ABORT_TASK and task is self._task:
+            self._aborted = True
+        self._obey(reply.directive, reply.message)
+        return reply.acknowledged
+
+    def start_heartbeat(self) -> None:
+        """Start the thread that sends a heartbeat at the interval the server wants."""
+        self._heart = threading.Thread(target=self._beat, name=f"fedcore-heart-{self.client_id}", daemon=True)
+        self._heart.start()
+
+    def stop_heartbeat(self) -> None:
+        """Stop the heartbeat and wait for its thread to end."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify_all()
+        if self._heart is not None:
+            self._heart.join(timeout=10.0)
+
+    @property
+    def _interval(self) -> float:
+        return self._welcome.heartbeat_interval if self._welcome else 5.0
+
+    def _beat(self) -> None:
+        while True:
+            with self._condition:
+                if not self._stopping:
+                    self._clock.wait(self._condition, self._interval)
+                if self._stopping:
+                    return
+            try:
+                self.send_heartbeat()
+            except FedcoreError as error:
+                log.debug("client %s: heartbeat failed: %s", self.client_id, error)
+
+    def _obey(self, directive: Directive, message: str = "") -> None:
+        if directive is Directive.STOP:
+            with self._condition:
+                self._over = Finished(message or "the run is complete")
+                self._condition.notify_all()
+
+
+def _expect(reply: Reply, kind: type[A]) -> A:
+    if not isinstance(reply.message, kind):
+        raise ProtocolError(f"the server answered with {type(reply.message).__name__} instead of {kind.__name__}")
+    return reply.message

@@ -1,0 +1,364 @@
+"""Each request and each reply, as frozen values: what crosses a transport besides frames.
+
+Nothing here knows a tensor: a payload is described by names, dtype names and sizes alone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
+
+from fedcore.errors import BadMetric, ConfigError, InvalidWeight
+
+PROTOCOL_VERSION = 1
+"""The version of the wire contract this build speaks; ``protos/fedcore.proto`` says what each changed."""
+
+Scalar: TypeAlias = bool | int | float | str | bytes
+Value: TypeAlias = Scalar | Sequence[Scalar]
+Config: TypeAlias = Mapping[str, Value]
+
+
+_CLIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MAX_FIELDS, _MAX_KEY, _MAX_TEXT = 256, 128, 1 << 16
+
+
+class Status(StrEnum):
+    """What a client is doing, as it tells the server with every heartbeat."""
+
+    FETCHING_MODEL = "fetching_model"
+    TRAINING = "training"
+    SUBMITTING_UPDATE = "submitting_update"
+    WAITING = "waiting"
+    IDLE = "idle"
+    ERROR = "error"
+
+
+class Kind(StrEnum):
+    """What a task asks for."""
+
+    FIT = "fit"
+    EVALUATE = "evaluate"
+    INITIALIZE = "initialize"
+
+
+class Directive(StrEnum):
+    """What the server wants of a client, in every answer it gives."""
+
+    CONTINUE = "continue"
+    ABORT_TASK = "abort_task"
+    STOP = "stop"
+
+
+class Outcome(StrEnum):
+    """What became of a submitted update. Only ``accepted`` is counted, and it is counted once."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+    FUTURE = "future"
+    NOT_SELECTED = "not_selected"
+    CLOSED = "closed"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a payload: its name, dtype (torch's name, without ``torch.``), shape, and the tensor it is tied to."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    alias_of: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """How a body is to be read.
+
+    Attributes:
+        codec: the codec's full name.
+        shard_bytes: where tensors were cut into shards.
+        frames: the length of each frame in bytes.
+        digest: BLAKE3 of the payload as it must come out; "" when objects are handed over instead of bytes.
+        tensors: what the payload looks like.
+    """
+
+    codec: str
+    shard_bytes: int
+    frames: tuple[int, ...]
+    digest: str = ""
+    tensors: tuple[TensorInfo, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        """Length of the body on the wire."""
+        return sum(self.frames)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Who speaks: the run it joined, its name, and the token it was given when it registered."""
+
+    run_id: str
+    client_id: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """Asks to join. ``codec`` is what the client wants to send ("" for the server's own)."""
+
+    client_id: str
+    codec: str = ""
+    accepts: tuple[str, ...] = ()
+    evaluates: bool = False
+    protocol_version: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """The welcome: the session to speak under, the codec to send with, how often to beat and how long silence is fine (s)."""
+
+    session: Session
+    codec: str
+    heartbeat_interval: float
+    heartbeat_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Asks for a task; the server holds the answer back up to ``wait`` seconds until there is one."""
+
+    session: Session
+    wait: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Asks for the body of a task that was assigned already."""
+
+    session: Session
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One assignment to one client. ``upload`` is empty when the upload looks like the download."""
+
+    id: str
+    kind: Kind
+    round: int
+    base_digest: str = ""
+    config: Config = field(default_factory=dict)
+    upload: tuple[TensorInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """A task, and how to read the body that comes with it."""
+
+    task: Task
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do yet: pull again."""
+
+    round: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run is over."""
+
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """The header of an update: everything that is judged before a byte of the body is read."""
+
+    session: Session
+    task_id: str
+    round: int
+    attempt_id: str
+    base_digest: str
+    num_examples: int
+    manifest: Manifest
+    metrics: Config = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """BLAKE3 of the update."""
+        return self.manifest.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What became of an update, and why."""
+
+    outcome: Outcome
+    reason: str = ""
+    message: str = ""
+    round: int = 0
+    directive: Directive = Directive.CONTINUE
+
+    @property
+    def counted(self) -> bool:
+        """Whether the update is part of the round: accepted now, or accepted before."""
+        return self.outcome in (Outcome.ACCEPTED, Outcome.DUPLICATE)
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A sign of life. With status ``error`` and a ``task_id`` it also gives the task back, ``message`` saying why."""
+
+    session: Session
+    status: Status
+    step: int = 0
+    total: int = 0
+    round: int = 0
+    task_id: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BeatReply:
+    """The answer to a beat."""
+
+    acknowledged: bool
+    directive: Directive = Directive.CONTINUE
+    message: str = ""
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the client is to end."""
+        return self.directive is Directive.STOP
+
+
+@dataclass(frozen=True, slots=True)
+class StatusQuery:
+    """Asks how the run stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStatus:
+    """One client as the server sees it; ``silent`` is the number of seconds since it was last heard."""
+
+    client_id: str
+    status: Status
+    round: int
+    step: int
+    total: int
+    silent: float
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """How a run stands. Bytes are the server's: sent to clients, received from them, bodies only."""
+
+    run_id: str
+    phase: str
+    round: int
+    committed: int
+    num_rounds: int
+    accepted: int
+    target: int
+    codec: str
+    elapsed: float
+    clients: tuple[ClientStatus, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    encodings: int = 0
+
+
+Message: TypeAlias = Register | Pull | Fetch | Submit | Beat | StatusQuery
+Answer: TypeAlias = Registered | Assigned | Wait | Finished | Submitted | BeatReply | ServerStatus
+
+
+def check_client_id(client_id: str) -> str:
+    """Return ``client_id`` if it is one: 1 to 64 of ``A-Z a-z 0-9 . _ -``, starting with a letter or a digit.
+
+    Raises:
+        ConfigError: with reason ``BAD_CLIENT_ID``.
+    """
+    if not isinstance(client_id, str) or not _CLIENT_ID.fullmatch(client_id):
+        shown = repr(client_id if len(str(client_id)) <= 80 else str(client_id)[:77] + "...")
+        raise ConfigError(
+            f"client_id {shown} must be 1 to 64 characters of A-Z a-z 0-9 . _ -, starting with a letter or digit",
+            reason="BAD_CLIENT_ID",
+        )
+    return client_id
+
+
+def check_config(config: Config, what: str = "config") -> dict[str, Value]:
+    """Return a copy of ``config`` if its values are scalars (bool, int64, float, str, bytes) or flat lists of them.
+
+    Raises:
+        BadMetric: naming the key.
+    """
+    if len(config) > _MAX_FIELDS:
+        raise BadMetric(f"{what} has {len(config)} keys, more than {_MAX_FIELDS}", reason="TOO_MANY_FIELDS")
+    return {_check_key(key, what): _check_value(value, f"{what}[{key!r}]") for key, value in config.items()}
+
+
+def _check_key(key: object, what: str) -> str:
+    if not isinstance(key, str) or len(key) > _MAX_KEY:
+        raise BadMetric(f"{what}: key {str(key)[:40]!r} must be a string of at most {_MAX_KEY} characters")
+    return str(_check_scalar(key, f"{what}: a key"))
+
+
+def _check_value(value: object, what: str) -> Value:
+    if isinstance(value, list | tuple):
+        if len(value) > _MAX_TEXT:
+            raise BadMetric(f"{what} is longer than {_MAX_TEXT} items")
+        return [_check_scalar(item, f"an item of {what}") for item in value]
+    return _check_scalar(value, what)
+
+
+def _check_scalar(value: object, what: str) -> Scalar:
+    if isinstance(value, str | bytes):
+        if len(value) > _MAX_TEXT:
+            raise BadMetric(f"{what} is longer than {_MAX_TEXT}")
+        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+            raise BadMetric(f"{what} holds a lone surrogate, which is not text")
+        return value
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise BadMetric(f"{what} does not fit 64 bits")
+    if isinstance(value, bool | int | float):
+        return value
+    raise BadMetric(f"{what} is a {type(value).__name__}; allowed: bool, int, float, str, bytes, or a flat list of them")
+
+
+def check_metrics(metrics: Config) -> dict[str, float]:
+    """Return a client's metrics as floats. Values that are not finite are dropped: a bad number is no reason to lose an update.
+
+    Raises:
+        BadMetric: a value is not a number, or there are too many keys.
+    """
+    checked: dict[str, float] = {}
+    for key, value in check_config(metrics, "metrics").items():
+        if not isinstance(value, bool | int | float):
+            raise BadMetric(f"metrics[{key!r}] is a {type(value).__name__}, not a number")
+        if math.isfinite(value):
+            checked[key] = float(value)
+    return checked
+
+
+def check_num_examples(num_examples: object, cap: int) -> int:
+    """Return ``num_examples`` if it is an integer from 1 to ``cap``.
+
+    Raises:
+        InvalidWeight: otherwise.
+    """
+    if isinstance(num_examples, bool) or not isinstance(num_examples, int) or not 1 <= num_examples <= cap:
+        raise InvalidWeight(f"num_examples must be an integer from 1 to {cap}, not {num_examples!r}")
+    return num_examples

@@ -1,0 +1,393 @@
+"""Models as named tensors: what they look like (:class:`Spec`), how they are cut for the wire, and their digest.
+
+``Parameters`` is an ordinary ``dict[str, Tensor]`` whose order matters, such as ``model.state_dict()``. A :class:`Spec`
+describes one without holding it, and every payload is checked against one before it is believed.
+
+A tied tensor (two names, one storage) is one entry and one *alias*: it travels, is summed and is hashed once, and the
+tie is there again at the other end.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from fedcore.errors import ConfigError, DecodeError, NonFinite, SchemaMismatch
+from fedcore.messages import TensorInfo
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("fedcore needs a little-endian machine: tensors cross the wire as they lie in memory")
+
+Parameters: TypeAlias = dict[str, Tensor]
+
+SHARD_BYTES = 16 << 20
+"""Default size of a shard in bytes; larger tensors travel as slices of this size."""
+
+DTYPES: dict[str, torch.dtype] = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64, torch.float32, torch.float16, torch.bfloat16,
+        torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
+        torch.int64, torch.int32, torch.int16, torch.int8,
+        torch.uint64, torch.uint32, torch.uint16, torch.uint8, torch.bool,
+    )
+}  # fmt: skip
+"""The closed list of dtypes a payload may have: every one torch trains in or keeps in a buffer."""
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_DIMS, _MAX_NAME, _ALIGN = 16, 1024, 64
+
+
+def dtype_name(dtype: torch.dtype, what: str) -> str:
+    """Return the wire name of ``dtype``, such as ``"bfloat16"``.
+
+    Raises:
+        SchemaMismatch: complex and quantised dtypes do not travel.
+    """
+    if dtype not in _NAMES:
+        raise SchemaMismatch(f"{what}: dtype {dtype} does not travel; allowed: {', '.join(DTYPES)}", reason="BAD_DTYPE")
+    return _NAMES[dtype]
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of one element of the dtype named ``dtype``."""
+    return DTYPES[dtype].itemsize
+
+
+def _storage(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
+
+
+def _check_plain(name: str, tensor: object) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise SchemaMismatch(f"{name!r} is a {type(tensor).__name__}, not a tensor")
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else str(tensor.layout)
+        raise SchemaMismatch(f"{name!r} is a {kind} tensor; only dense tensors travel: call .to_dense() or similar first")
+    return tensor
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Names, dtypes and shapes of a payload, in order. Iterating gives the entries that travel (no aliases)."""
+
+    infos: tuple[TensorInfo, ...]
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Tensor]) -> Spec:
+        """Describe ``parameters``; tensors that share one storage become an entry and its aliases.
+
+        Raises:
+            SchemaMismatch: a value is not a dense tensor of a known dtype, or a name is not text.
+        """
+        first: dict[tuple[object, ...], str] = {}
+        infos = []
+        for name, value in parameters.items():
+            tensor = _check_plain(name, value)
+            tied = first.setdefault(_storage(tensor), name) if tensor.numel() else name
+            alias = "" if tied == name else tied
+            infos.append(TensorInfo(name, dtype_name(tensor.dtype, repr(name)), tuple(tensor.shape), alias))
+        return cls.checked(infos)
+
+    @classmethod
+    def checked(cls, infos: tuple[TensorInfo, ...] | list[TensorInfo]) -> Spec:
+        """Build a Spec from entries that came from outside.
+
+        Raises:
+            SchemaMismatch: an entry is not one; the message names it.
+        """
+        seen: dict[str, TensorInfo] = {}
+        for info in infos:
+            shown = repr(info.name[:80])
+            if not 0 < len(info.name) <= _MAX_NAME or not info.name.isprintable():
+                raise SchemaMismatch(f"tensor name {shown} must be 1 to {_MAX_NAME} printable characters")
+            if info.name in seen:
+                raise SchemaMismatch(f"tensor {shown} appears twice")
+            if info.dtype not in DTYPES:
+                raise SchemaMismatch(f"tensor {shown}: unknown dtype {info.dtype[:40]!r}", reason="BAD_DTYPE")
+            if len(info.shape) > _MAX_DIMS or any(d < 0 for d in info.shape) or math.prod(info.shape) >= 1 << 48:
+                raise SchemaMismatch(f"tensor {shown}: impossible shape {info.shape[:_MAX_DIMS]}")
+            target = seen.get(info.alias_of)
+            if info.alias_of and (
+                target is None or target.alias_of or (target.dtype, target.shape) != (info.dtype, info.shape)
+            ):
+                raise SchemaMismatch(f"tensor {shown} is tied to {info.alias_of[:80]!r}, which is no earlier twin of it")
+            seen[info.name] = info
+        return cls(tuple(infos))
+
+    def __iter__(self) -> Iterator[TensorInfo]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @cached_property
+    def entries(self) -> tuple[TensorInfo, ...]:
+        """The tensors that travel: all but aliases."""
+        return tuple(info for info in self.infos if not info.alias_of)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all tensors that travel."""
+        return sum(_nbytes(info) for info in self.entries)
+
+    def check(self, parameters: Mapping[str, Tensor]) -> None:
+        """Check that ``parameters`` looks exactly like this: the same names in any order, dtypes, shapes and ties.
+
+        Raises:
+            SchemaMismatch: naming the first difference.
+        """
+        names = [info.name for info in self.infos]
+        if missing := next((name for name in names if name not in parameters), None):
+            raise SchemaMismatch(f"tensor {missing!r} is missing")
+        if len(parameters) != len(names):
+            known = set(names)
+            extra = next(name for name in parameters if name not in known)
+            raise SchemaMismatch(f"tensor {str(extra)[:80]!r} is not part of the model")
+        for info in self.infos:
+            _check_tensor(info, parameters[info.name])
+            if info.alias_of and not _same(parameters[info.name], parameters[info.alias_of]):
+                raise SchemaMismatch(f"tensor {info.name!r} is tied to {info.alias_of!r} but differs from it")
+
+    def expect(self, other: Spec) -> None:
+        """Check that a payload which claims to look like ``other`` looks like this.
+
+        Raises:
+            SchemaMismatch: naming the first difference.
+        """
+        mine, theirs = {i.name: i for i in self.infos}, {i.name: i for i in other.infos}
+        if missing := next((name for name in mine if name not in theirs), None):
+            raise SchemaMismatch(f"tensor {missing!r} is missing")
+        if extra := next((name for name in theirs if name not in mine), None):
+            raise SchemaMismatch(f"tensor {extra[:80]!r} is not part of the model")
+        for name, info in mine.items():
+            if theirs[name] != info:
+                raise SchemaMismatch(f"tensor {name!r} is {_shown(theirs[name])} instead of {_shown(info)}")
+        if list(mine) != list(theirs):
+            raise SchemaMismatch("the tensors are in another order than the model's")
+
+    def tie(self, parameters: Parameters) -> Parameters:
+        """Return ``parameters`` in this order, aliases pointing at the tensors they are tied to."""
+        return {info.name: parameters[info.alias_of or info.name] for info in self.infos}
+
+    def blank(self) -> Parameters:
+        """Allocate a payload of this shape in one buffer; the contents are arbitrary.
+
+        One large numpy buffer is asked for huge pages, which makes first use about five times faster than many tensors.
+        """
+        offsets, total = [], 0
+        for info in self.entries:
+            offsets.append(total)
+            total += -(-_nbytes(info) // _ALIGN) * _ALIGN
+        memory = torch.from_numpy(np.empty(total, np.uint8))
+        pieces = zip(self.entries, offsets, strict=True)
+        return self.tie({i.name: _shaped(memory[at : at + _nbytes(i)], i) for i, at in pieces})
+
+    def copy(self, parameters: Mapping[str, Tensor]) -> Parameters:
+        """Check ``parameters`` and return a copy on the CPU that shares no memory with it, in this order.
+
+        Raises:
+            SchemaMismatch: naming the first difference.
+        """
+        self.check(parameters)
+        copied = {i.name: torch.empty(i.shape, dtype=DTYPES[i.dtype]) for i in self.entries}
+        for name, tensor in copied.items():
+            tensor.copy_(parameters[name].detach())
+        return self.tie(copied)
+
+
+def copy_parameters(parameters: Mapping[str, Tensor]) -> Parameters:
+    """Return a copy of ``parameters`` on the CPU that shares no memory with it; ties are kept.
+
+    Raises:
+        SchemaMismatch: a value is not a dense tensor of a dtype that travels.
+    """
+    return Spec.of(parameters).copy(parameters)
+
+
+def check_finite(parameters: Mapping[str, Tensor]) -> None:
+    """Check that no floating-point tensor holds NaN or infinity, in one pass and without a copy.
+
+    Raises:
+        NonFinite: naming the first tensor that does.
+    """
+    for name, tensor in parameters.items():
+        if tensor.is_floating_point() and tensor.numel() and not math.isfinite(extent(tensor)):
+            raise NonFinite(f"tensor {name!r} holds NaN or infinity")
+
+
+def extent(tensor: Tensor) -> float:
+    """Return the largest magnitude in ``tensor``: 0 when it is empty, NaN or infinite when one of its elements is."""
+    if not tensor.numel():
+        return 0.0
+    plain = tensor.detach()
+    if plain.dtype.itemsize == 1:  # float8 has no arithmetic of its own
+        plain = plain.float()
+    low, high = torch.aminmax(plain)
+    return max(abs(float(low)), abs(float(high))) if low == low else math.nan
+
+
+def digest(parameters: Mapping[str, Tensor], spec: Spec | None = None) -> str:
+    """Return the BLAKE3 digest of a payload, in hexadecimal.
+
+    It covers name, dtype, shape and little-endian bytes of each tensor in the order of the Spec, and for an alias the
+    name it is tied to. It never covers a frame, so it is one and the same for every codec and transport.
+    """
+    hasher = blake3()
+    for info in (spec or Spec.of(parameters)).infos:
+        hasher.update(repr((info.name, info.dtype, info.shape, info.alias_of)).encode())
+        if not info.alias_of:
+            hasher.update(raw_bytes(parameters[info.name]))
+    return hasher.hexdigest()
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of ``tensor`` as a flat view of its own memory (of a copy if it is not contiguous on the CPU)."""
+    plain = tensor.detach().cpu().contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A run of whole tensors, or one slice of a large one: what one frame holds.
+
+    A slice goes by its tensor's name with ``@`` and the index of its first element behind it, as one dimension.
+    """
+
+    spec: Spec
+    origins: tuple[tuple[str, int], ...]  # (tensor, first element) of each entry of the spec
+
+    def take(self, parameters: Mapping[str, Tensor]) -> Parameters:
+        """Return this shard of ``parameters`` as views of its memory (tensors must be contiguous and on the CPU)."""
+        return {
+            info.name: _cut(parameters[name], start, info)
+            for info, (name, start) in zip(self.spec.entries, self.origins, strict=True)
+        }
+
+
+def shards(spec: Spec, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
+    """Cut a payload into shards of at most ``shard_bytes``; both ends compute the same cut.
+
+    A payload without tensors has one empty shard, so that every payload has a frame.
+    """
+    if shard_bytes < 4096:
+        raise ConfigError(f"shard_bytes must be at least 4096, not {shard_bytes}")
+    cut: list[Shard] = []
+    run: list[TensorInfo] = []
+    size = 0
+    for info in spec.entries:
+        nbytes = _nbytes(info)
+        if run and size + nbytes > shard_bytes:
+            cut.append(_whole(run))
+            run, size = [], 0
+        if nbytes > shard_bytes:
+            cut.extend(_slices(info, shard_bytes // itemsize(info.dtype)))
+        else:
+            run.append(info)
+            size += nbytes
+    return [*cut, _whole(run)] if run or not cut else cut
+
+
+def contiguous(parameters: Mapping[str, Tensor]) -> Parameters:
+    """Return ``parameters`` detached, on the CPU and contiguous; tensors that are so already are not copied."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
+
+
+def expect(condition: bool, message: str, reason: str | None = None) -> None:
+    """Raise :class:`DecodeError` with ``message``, and with ``reason`` if one is given, unless ``condition`` holds."""
+    if not condition:
+        raise DecodeError(message, reason=reason)
+
+
+def land(
+    name: str,
+    data: memoryview | bytes | bytearray,
+    info: TensorInfo,
+    into: Mapping[str, Tensor] | None,
+    found: TensorInfo | None = None,
+) -> Tensor:
+    """Turn the raw bytes of one tensor into the tensor ``info`` describes, in place where ``into`` is given.
+
+    Args:
+        name: what messages call it.
+        data: its bytes, little-endian.
+        info: what it must be.
+        into: tensors to fill; ``None`` makes a new one.
+        found: what the frame says it is, where the format says so.
+
+    Raises:
+        DecodeError: it is another tensor, of another length, or holds a bool that is neither 0 nor 1.
+    """
+    shown = repr(name[:80])
+    if found is not None:
+        expect(found.name == info.name, f"tensor {shown} came where {info.name!r} was due", "SCHEMA_MISMATCH")
+        expect(found.dtype in DTYPES, f"tensor {shown}: unknown dtype {found.dtype[:40]!r}", "BAD_DTYPE")
+        expect(found.dtype == info.dtype, f"tensor {shown} is {found.dtype}, not {info.dtype}", "SCHEMA_MISMATCH")
+        shape = str(found.shape)[:80]
+        expect(found.shape == info.shape, f"tensor {shown} has shape {shape}, not {info.shape}", "SCHEMA_MISMATCH")
+    expect(len(data) == _nbytes(info), f"tensor {shown} has {len(data)} bytes, not {_nbytes(info)}", "LENGTH_MISMATCH")
+    source = np.frombuffer(data, np.uint8)
+    if info.dtype == "bool":
+        expect(not source.size or int(source.max()) <= 1, f"tensor {shown} holds a bool that is neither 0 nor 1")
+    tensor = torch.empty(info.shape, dtype=DTYPES[info.dtype]) if into is None else into[name]
+    if source.size:
+        plain = tensor if tensor.is_cpu and tensor.is_contiguous() else torch.empty(info.shape, dtype=tensor.dtype)
+        # numpy lets other threads run while it copies; a memoryview does not
+        np.copyto(np.frombuffer(raw_bytes(plain), np.uint8), source)
+        if plain is not tensor:
+            tensor.detach().copy_(plain)
+    return tensor
+
+
+def _shown(info: TensorInfo) -> str:
+    return f"{info.dtype}{list(info.shape)}" + (f" tied to {info.alias_of!r}" if info.alias_of else "")
+
+
+def _nbytes(info: TensorInfo) -> int:
+    return math.prod(info.shape) * itemsize(info.dtype)
+
+
+def _shaped(memory: Tensor, info: TensorInfo) -> Tensor:
+    if not memory.numel():
+        return torch.empty(info.shape, dtype=DTYPES[info.dtype])
+    return memory.view(DTYPES[info.dtype]).view(info.shape)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return _storage(a) == _storage(b) or torch.equal(a, b)
+
+
+def _check_tensor(info: TensorInfo, value: object) -> None:
+    tensor = _check_plain(info.name, value)
+    if tuple(tensor.shape) != info.shape:
+        raise SchemaMismatch(f"tensor {info.name!r} has shape {tuple(tensor.shape)} instead of {info.shape}")
+    if (name := dtype_name(tensor.dtype, repr(info.name))) != info.dtype:
+        raise SchemaMismatch(f"tensor {info.name!r} has dtype {name} instead of {info.dtype}")
+
+
+def _whole(run: list[TensorInfo]) -> Shard:
+    return Shard(Spec(tuple(run)), tuple((info.name, 0) for info in run))
+
+
+def _slices(info: TensorInfo, step: int) -> Iterator[Shard]:
+    total = math.prod(info.shape)
+    for start in range(0, total, step):
+        entry = TensorInfo(f"{info.name}@{start}", info.dtype, (min(step, total - start),))
+        yield Shard(Spec((entry,)), ((info.name, start),))
+
+
+def _cut(tensor: Tensor, start: int, info: TensorInfo) -> Tensor:
+    if tuple(tensor.shape) == info.shape and start == 0:
+        return tensor
+    return tensor.reshape(-1)[start : start + math.prod(info.shape)]
+
+

@@ -1,0 +1,152 @@
+"""One collection of answers: who was asked, who answered, who no longer will."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
+
+from fedcore.messages import Kind, Outcome
+from fedcore.policy import RoundPolicy, Verdict
+
+
+class State(StrEnum):
+    """How far an assignment got."""
+
+    INVITED = "invited"
+    ASSIGNED = "assigned"
+    ACCEPTED = "accepted"
+    RETURNED = "returned"
+    LOST = "lost"
+
+
+Refusal: TypeAlias = tuple[Outcome, str, str]
+"""The outcome of an update that is not taken, its reason, and a sentence for people."""
+
+_PENDING = (State.INVITED, State.ASSIGNED)
+
+
+@dataclass
+class Assignment:
+    """One task of one client. It is answered at most once."""
+
+    id: str
+    client_id: str
+    round: int
+    kind: Kind
+    state: State = State.INVITED
+    digest: str = ""
+    num_examples: int = 0
+    reason: str = ""
+
+    @property
+    def pending(self) -> bool:
+        """Whether an answer is still expected."""
+        return self.state in _PENDING
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """An admitted update that is not committed yet."""
+
+    assignment: Assignment
+    digest: str
+    num_examples: int
+
+
+@dataclass
+class Round:
+    """Collects the answers to one question: a training round, an evaluation, or the request for a first model."""
+
+    kind: Kind
+    number: int
+    policy: RoundPolicy
+    opened_at: float
+    base_digest: str
+    open: bool = True
+    assignments: dict[str, Assignment] = field(default_factory=dict)  # by client id
+
+    def invite(self, clients: Iterable[str]) -> None:
+        """Reserve a place for each client."""
+        for client_id in clients:
+            name = f"{self.kind}-{self.number}-{len(self.assignments)}"
+            self.assignments[client_id] = Assignment(name, client_id, self.number, self.kind)
+
+    def offer(self, client_id: str) -> Assignment | None:
+        """Return the client's task if it has one to do; a newcomer is given a free place, one that was lost its old task."""
+        mine = self.assignments.get(client_id)
+        if mine is None and self.vacancies > 0 and self.kind is not Kind.EVALUATE:
+            self.invite([client_id])
+            mine = self.assignments[client_id]
+        if mine and self.revive(mine):
+            mine.state = State.ASSIGNED
+            return mine
+        return None
+
+    def revive(self, assignment: Assignment) -> bool:
+        """Return whether an answer to ``assignment`` would be taken; a lost client takes a free place again."""
+        return assignment.pending or (assignment.state is State.LOST and self.vacancies > 0)
+
+    def find(self, task_id: str) -> Assignment | None:
+        """Return the assignment with this id."""
+        return next((a for a in self.assignments.values() if a.id == task_id), None)
+
+    def refusal(self, ticket: Ticket, current: int) -> Refusal | None:
+        """Return why an update is not taken, or None; ``current`` is the number of the run's round."""
+        assignment = ticket.assignment
+        if assignment.state is State.ACCEPTED:
+            if (ticket.digest, ticket.num_examples) == (assignment.digest, assignment.num_examples):
+                return Outcome.DUPLICATE, "DUPLICATE", "counted before, and still once"
+            return Outcome.REJECTED, "ROUND_ALREADY_ANSWERED", "another update was accepted for this task"
+        if not self.open and self.kind is Kind.FIT and self.number < current:
+            return misplaced(self.number, current)
+        if not self.open or (assignment.state is State.LOST and not self.revive(assignment)):
+            return Outcome.CLOSED, "ROUND_CLOSED", f"round {self.number} takes no more updates"
+        if assignment.state is State.RETURNED:
+            return Outcome.NOT_SELECTED, "NOT_SELECTED", f"this task was given back: {assignment.reason}"
+        return None
+
+    @property
+    def accepted(self) -> list[Assignment]:
+        """The assignments whose updates count, by client id, so that the order of arrival leaves no trace."""
+        return sorted((a for a in self.assignments.values() if a.state is State.ACCEPTED), key=lambda a: a.client_id)
+
+    @property
+    def pending(self) -> int:
+        """How many answers are still expected."""
+        return sum(a.pending for a in self.assignments.values())
+
+    @property
+    def vacancies(self) -> int:
+        """How many more clients may be asked."""
+        return self.policy.invitations - sum(a.pending or a.state is State.ACCEPTED for a in self.assignments.values())
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Who was asked and is not part of the result, and why."""
+        return {
+            a.client_id: a.reason or ("no answer in time" if a.pending else a.state.value)
+            for a in sorted(self.assignments.values(), key=lambda a: a.client_id)
+            if a.state is not State.ACCEPTED
+        }
+
+    @property
+    def closes_at(self) -> float:
+        """When the round ends at the latest."""
+        return self.opened_at + self.policy.deadline
+
+    def verdict(self, now: float) -> Verdict:
+        """Ask the policy."""
+        return self.policy.verdict(
+            accepted=len(self.accepted), pending=self.pending, opened_at=self.opened_at, now=now
+        )
+
+
+def misplaced(number: int, current: int) -> Refusal:
+    """Return why an update for round ``number`` has no place in a run whose round is ``current``."""
+    if number < current:
+        return Outcome.STALE, "STALE_ROUND", f"round {number} is over; the current round is {current}"
+    if number > current:
+        return Outcome.FUTURE, "FUTURE_ROUND", f"round {number} has not begun; the current round is {current}"
+    return Outcome.NOT_SELECTED, "NOT_SELECTED", f"this client has no such task in round {number}"

@@ -1,0 +1,130 @@
+"""What a task is about, and what travels down with it."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from fedcore.aggregator import Aggregator, Update
+from fedcore.broadcast import Broadcast, Payload
+from fedcore.codec import Codec
+from fedcore.errors import FedcoreError, RemoteError
+from fedcore.lane import Lane
+from fedcore.messages import Assigned, Kind, Task, Value, Wait, check_config
+from fedcore.parameters import Parameters, Spec, digest
+from fedcore.round import Assignment
+from fedcore.strategy import Strategy
+from fedcore.transport import Reply
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Work:
+    """What one collection is about. ``upload`` is what answers must look like; None takes any model (the first one)."""
+
+    kind: Kind
+    number: int
+    parameters: Parameters
+    spec: Spec
+    digest: str
+    upload: Spec | None
+    aggregator: Aggregator | None = None
+    updates: list[Update] = field(default_factory=list)  # without tensors
+    configs: dict[str, dict[str, Value]] = field(default_factory=dict)
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+@dataclass
+class Traffic:
+    """How a client is sent models, and the bytes of bodies sent to it and received from it."""
+
+    codec: Codec | None  # None: by reference
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+class Tasks:
+    """Prepares tasks on the mathematics lane, where all of a strategy's hooks run, and sends each payload encoded once.
+
+    Args:
+        strategy: whose hooks say what travels.
+        math: the lane.
+        seed: what the seeds in the clients' configs are drawn from.
+        shard_bytes: where payloads are cut.
+
+    Attributes:
+        works: what each open collection is about.
+        bytes_sent: bodies sent to clients.
+    """
+
+    def __init__(self, strategy: Strategy, math: Lane, *, seed: int, shard_bytes: int):
+        self.broadcast = Broadcast(shard_bytes)
+        self.works: dict[tuple[Kind, int], Work] = {}
+        self.bytes_sent = 0
+        self._strategy, self._math, self._seed = strategy, math, seed
+
+    def brief(self, assignment: Assignment, traffic: Traffic, reply: Future[Reply]) -> None:
+        """Answer ``reply`` with the task and its payload, when they are ready."""
+        self._math.submit(self._brief, assignment, traffic, reply)
+
+    def _brief(self, assignment: Assignment, traffic: Traffic, reply: Future[Reply]) -> None:
+        try:
+            work = self.works.get((assignment.kind, assignment.round))
+            if work is None:
+                return answer(reply, Reply(Wait(assignment.round)))
+            task, payload = self._prepare(work, assignment, traffic.codec)
+        except Exception as error:
+            log.exception("the strategy could not prepare task %s", assignment.id)
+            return fail(reply, RemoteError(f"the server could not prepare the task: {type(error).__name__}"))
+        return payload.add_done_callback(lambda done: self._deliver(task, work, traffic, done, reply))
+
+    def _prepare(self, work: Work, assignment: Assignment, codec: Codec | None) -> tuple[Task, Future[Payload]]:
+        config = work.configs.get(assignment.client_id)
+        if config is None:
+            config = work.configs[assignment.client_id] = self._configure(work, assignment)
+        down = self._strategy.download(work.kind, work.number, assignment.client_id, work.parameters)
+        spec, down_digest = (work.spec, work.digest) if down is work.parameters else _describe(down)
+        upload = () if work.upload is None or work.upload == spec else work.upload.infos
+        task = Task(assignment.id, work.kind, work.number, work.digest, config, upload)
+        return task, self.broadcast.payload(down, spec, down_digest, codec)
+
+    def _configure(self, work: Work, assignment: Assignment) -> dict[str, Value]:
+        configure = self._strategy.configure_evaluate if work.kind is Kind.EVALUATE else self._strategy.configure_fit
+        config = {} if work.kind is Kind.INITIALIZE else check_config(configure(work.number, assignment.client_id))
+        drawn = blake3(f"{self._seed}/{work.kind}/{work.number}/{assignment.client_id}".encode()).digest(8)
+        return {**config, "round": work.number, "seed": int.from_bytes(drawn, "little") >> 1}
+
+    def _deliver(
+        self, task: Task, work: Work, traffic: Traffic, encoded: Future[Payload], reply: Future[Reply]
+    ) -> None:
+        if error := encoded.exception():
+            log.error("encoding failed", exc_info=error)
+            return fail(reply, RemoteError("the server could not encode the model"))
+        payload = encoded.result()
+        size = payload.manifest.total_bytes
+        traffic.bytes_sent += size
+        work.bytes_sent += size
+        self.bytes_sent += size
+        return answer(reply, Reply(Assigned(task, payload.manifest), payload.body))
+
+
+def answer(future: Future[Reply], reply: Reply) -> None:
+    """Answer a request, unless whoever made it has gone."""
+    if future.set_running_or_notify_cancel():
+        future.set_result(reply)
+
+
+def fail(future: Future[Reply], error: FedcoreError) -> None:
+    """Answer a request with an error, unless whoever made it has gone."""
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)
+
+
+def _describe(parameters: Parameters) -> tuple[Spec, str]:
+    spec = Spec.of(parameters)
+    return spec, digest(parameters, spec)

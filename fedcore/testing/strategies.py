@@ -1,0 +1,83 @@
+"""The conformance suite of strategies, as a plain function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import permutations
+
+import torch
+
+from fedcore.aggregator import Update
+from fedcore.parameters import Parameters, Spec, check_finite, copy_parameters, digest
+from fedcore.strategy import Strategy, aggregator_of
+
+_CLIENTS = 4
+
+
+def check_strategy(make: Callable[[Parameters], Strategy], *, seed: int = 0) -> None:
+    """Check that a strategy keeps the promises of :class:`~fedcore.strategy.Strategy`.
+
+    The result looks like the model, is finite, does not depend on the order of the updates, leaves the model and the updates
+    as they were, and goes on the same after its state was saved and loaded.
+
+    Args:
+        make: builds a fresh strategy for a model.
+        seed: of the model and the updates.
+
+    Raises:
+        AssertionError: it does not; the message says which promise.
+    """
+    model = _model(torch.Generator().manual_seed(seed))
+    spec = Spec.of(model)
+    updates = [_update(model, index, torch.Generator().manual_seed(seed + 1 + index)) for index in range(_CLIENTS)]
+    before = [digest(model, spec), *(digest(u.parameters, spec) for u in updates)]
+
+    results = {_round(make(model), 1, model, list(order), spec)[1] for order in permutations(updates)}
+    _claim(len(results) == 1, "the result depends on the order of the updates")
+    _claim(before == [digest(model, spec), *(digest(u.parameters, spec) for u in updates)], "it changed its input")
+
+    first, second = make(model), make(model)
+    after_one, _ = _round(first, 1, model, updates, spec)
+    second.load_state_dict(first.state_dict())
+    there, here = _round(first, 2, after_one, updates, spec)[1], _round(second, 2, after_one, updates, spec)[1]
+    _claim(there == here, "it goes on differently after state_dict() and load_state_dict()")
+
+
+def _round(
+    strategy: Strategy, number: int, model: Parameters, updates: list[Update], spec: Spec
+) -> tuple[Parameters, str]:
+    aggregator = aggregator_of(strategy, number, model)
+    for update in updates:
+        aggregator.check(update)
+        aggregator.add(update)
+    made = strategy.step(number, model, aggregator.result())
+    spec.check(made)
+    check_finite(made)
+    return copy_parameters(made), digest(made, spec)
+
+
+def _model(generator: torch.Generator) -> Parameters:
+    weight = torch.randn(5, 3, generator=generator)
+    return {
+        "weight": weight,
+        "scale": torch.tensor(0.5),
+        "half": torch.randn(7, generator=generator).bfloat16(),
+        "empty": torch.zeros(0, 3),
+        "count": torch.tensor(3),
+        "mask": torch.tensor([True, False]),
+        "tied": weight,
+    }
+
+
+def _update(model: Parameters, index: int, generator: torch.Generator) -> Update:
+    moved = copy_parameters(model)
+    for name, tensor in moved.items():
+        if name != "tied" and tensor.is_floating_point():
+            tensor += torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+    moved["count"] += index
+    return Update(moved, 10 + 7 * index, f"client-{index}", 1, {}, digest(moved))
+
+
+def _claim(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise AssertionError(f"not a conforming strategy: {otherwise}")

@@ -1,0 +1,154 @@
+"""The client's loop: pull a task, do it, hand the result in, until the run is over."""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedcore.client import Client, offers_evaluation
+from fedcore.clock import Clock
+from fedcore.codec import Codec
+from fedcore.errors import ConfigError, InvalidWeight, SchemaMismatch, from_reason
+from fedcore.link import Link
+from fedcore.messages import Finished, Kind, Outcome, Status, Task, check_metrics
+from fedcore.parameters import Parameters, Spec
+from fedcore.registry import transport as find_transport
+from fedcore.transport import Transport
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Does the tasks of one client.
+
+    Args:
+        link: speaks to the server.
+        client: the user's training code.
+    """
+
+    def __init__(self, link: Link, client: Client):
+        self._link, self._client = link, client
+
+    def run(self) -> str:
+        """Work until the run is over, and return what the server said about its end.
+
+        Raises:
+            FedcoreError: the server cannot be reached any more, or refuses this client.
+            Exception: whatever the user's code raised; the server has been told.
+        """
+        self._link.register()
+        self._link.start_heartbeat()
+        try:
+            while not isinstance(given := self._link.next_task(), Finished):
+                self._do(*given)
+                del given
+            return given.message
+        finally:
+            self._link.stop_heartbeat()
+
+    def _do(self, task: Task, parameters: Parameters) -> None:
+        self._link.update_status(Status.TRAINING)
+        self._client._report = lambda step, total: self._link.update_status(Status.TRAINING, step, total)
+        spec = Spec.of(parameters) if task.kind is not Kind.INITIALIZE else None
+        try:
+            update = self._answer(task, parameters)
+            parameters = {}  # what was received is not kept through the upload
+            self._hand_in(task, spec, *update)
+        except BaseException as error:
+            self._link.give_back(task, f"{type(error).__name__}: {error}")
+            raise
+
+    def _answer(self, task: Task, parameters: Parameters) -> tuple[Mapping[str, Any], int, dict[str, float]]:
+        config = dict(task.config)
+        if task.kind is Kind.FIT:
+            return _unpack_fit(self._client.fit(parameters, config))
+        if task.kind is Kind.EVALUATE:
+            return _unpack_evaluation(self._client.evaluate(parameters, config))
+        return self._client.get_parameters(), 1, {}
+
+    def _hand_in(
+        self, task: Task, spec: Spec | None, parameters: Mapping[str, Any], num_examples: int, metrics: dict[str, float]
+    ) -> None:
+        wanted = Spec.checked(task.upload) if task.upload or task.kind is Kind.EVALUATE else spec
+        if wanted is not None:
+            wanted.check(parameters)
+        submitted = self._link.submit(task, wanted or Spec.of(parameters), dict(parameters), num_examples, metrics)
+        if submitted.outcome is Outcome.REJECTED:
+            raise from_reason(submitted.reason, f"the server refused the update: {submitted.message}")
+        if not submitted.counted:
+            log.info("the update for round %d does not count: %s", task.round, submitted.message)
+
+
+def start_client(
+    server_address: str,
+    client: Client,
+    client_id: str,
+    *,
+    transport: str | Transport = "grpc",
+    codec: str | Codec | None = None,
+    accept_codecs: Sequence[str] | None = None,
+    patience: float = 300.0,
+    clock: Clock | None = None,
+) -> None:
+    """Take part in a federation until the server says that it is over.
+
+    Args:
+        server_address: where the server listens, such as ``"localhost:50051"``. It need not run yet.
+        client: the training code.
+        client_id: 1 to 64 of ``A-Z a-z 0-9 . _ -``, the same whenever this client comes back.
+        transport: a name, or a transport; the server's.
+        codec: what updates are sent with; None: what the server sends with.
+        accept_codecs: parts of codec names accepted from the server; None: the own codec and all lossless built-in ones
+            except ``torch``.
+        patience: seconds to go on trying while the server cannot be reached.
+        clock: the time.
+
+    Raises:
+        ConfigError: an argument cannot work.
+        ConnectionLost: the server could not be reached for ``patience`` seconds.
+        UpdateRejected: the server refused an update; the message names the tensor or the field.
+        Exception: whatever the client's own code raised.
+    """
+    if not isinstance(client, Client):
+        raise ConfigError(f"client must be an instance of a fedcore.Client subclass, not {client!r}")
+    with find_transport(transport).connect(server_address) as connection:
+        link = Link(
+            connection, client_id, codec=codec, accept_codecs=accept_codecs, patience=patience, clock=clock,
+            evaluates=offers_evaluation(client),
+        )  # fmt: skip
+        message = Worker(link, client).run()
+    log.info("client %s: %s", client_id, message)
+
+
+def _unpack_fit(result: object) -> tuple[Mapping[str, Any], int, dict[str, float]]:
+    if not isinstance(result, tuple) or len(result) not in (2, 3) or not isinstance(result[0], Mapping):
+        raise SchemaMismatch(
+            f"fit must return (parameters, num_examples) or (parameters, num_examples, metrics), not {_shape_of(result)}"
+        )
+    return result[0], _count(result[1]), _metrics(result[2] if len(result) == 3 else {})
+
+
+def _unpack_evaluation(result: object) -> tuple[Mapping[str, Any], int, dict[str, float]]:
+    if not isinstance(result, tuple) or len(result) not in (2, 3):
+        raise SchemaMismatch(
+            f"evaluate must return (loss, num_examples) or (loss, num_examples, metrics), not {_shape_of(result)}"
+        )
+    return {}, _count(result[1]), {**_metrics(result[2] if len(result) == 3 else {}), **_metrics({"loss": result[0]})}
+
+
+def _shape_of(result: object) -> str:
+    return f"a tuple of {len(result)}" if isinstance(result, tuple) else f"a {type(result).__name__}"
+
+
+def _count(value: object) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidWeight(f"num_examples must be an integer, not {value!r}") from None
+
+
+def _metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return metrics as plain numbers; numpy scalars and one-element tensors are unwrapped."""
+    return check_metrics({name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()})

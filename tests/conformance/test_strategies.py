@@ -1,0 +1,53 @@
+"""Every strategy passes the published suite."""
+
+import pytest
+from fedcore import FedAvg, FedAvgAggregator, Strategy
+from fedcore.testing import check_strategy
+
+
+class OnlyAggregateFit(Strategy):
+    def aggregate_fit(self, server_round, results):
+        return FedAvgAggregator().aggregate(results)
+
+
+class OverridesFedAvg(FedAvg):
+    def aggregate_fit(self, server_round, results):
+        return super().aggregate_fit(server_round, results)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(FedAvg, id="fedavg"),
+        pytest.param(lambda model: FedAvg(model, weighting="uniform"), id="uniform"),
+        pytest.param(lambda model: FedAvg(model, weighting=lambda update: update.num_examples**0.5), id="callable"),
+        pytest.param(lambda model: FedAvg(model, max_share=0.4), id="max-share"),
+        pytest.param(lambda model: OnlyAggregateFit(), id="only-aggregate-fit"),
+        pytest.param(OverridesFedAvg, id="overrides-fedavg"),
+    ],
+)
+def test_conformance(make):
+    check_strategy(make)
+
+
+def test_a_strategy_that_depends_on_order_is_caught():
+    class First(Strategy):
+        def start_round(self, server_round, parameters):
+            return _KeepsFirst()
+
+        def aggregate_fit(self, server_round, results):
+            raise NotImplementedError
+
+    from fedcore import Aggregator
+
+    class _KeepsFirst(Aggregator):
+        kept = None
+
+        def add(self, update):
+            self.kept = self.kept or update
+
+        def result(self):
+            return self.kept.parameters
+
+    with pytest.raises(AssertionError, match="order"):
+        check_strategy(lambda model: First())

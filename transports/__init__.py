@@ -1,0 +1,1 @@
+"""Transports, one a file or folder; its name is the name the user types."""

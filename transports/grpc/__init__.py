@@ -1,0 +1,19 @@
+"""gRPC: the primary transport, over TCP or Unix sockets.
+
+Address form: ``host:port``, ``grpc://host:port``, ``[::1]:port`` or ``unix:/path/to/socket``; port 0 takes a free one.
+
+Options: see :class:`Grpc`.
+
+Guarantees: a body arrives whole, in order and with every chunk's checksum verified, or reading it raises. Heartbeats have
+a connection of their own. A thousand waiting clients cost the server no thread. Plaintext leaves this machine only if
+``insecure=True`` is written out.
+
+Limits: no TLS yet; a body larger than the unary threshold travels as a stream of chunks, of any total size.
+"""
+
+from __future__ import annotations
+
+from fedcore.transports.grpc.policy import TransferPolicy
+from fedcore.transports.grpc.transport import Grpc
+
+__all__ = ["Grpc", "TransferPolicy"]

@@ -1,0 +1,147 @@
+"""The client's end: two channels, one for models and one for heartbeats, each with a connection of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+from fedcore.protos import fedcore_pb2 as pb
+from fedcore.transports.grpc import status, wire
+from fedcore.transports.grpc.framing import Assembly, chunks, parse, with_body, without_body
+from fedcore.transports.grpc.options import channel_options
+from fedcore.transports.grpc.policy import TransferPolicy
+
+from fedcore.errors import ConnectionLost, ProtocolError
+from fedcore.messages import Assigned, Beat, Message, Pull, Register, StatusQuery, Submit, Submitted
+from fedcore.transport import Body, Connection, Reply
+
+SERVICE = pb.DESCRIPTOR.services_by_name["FederatedLearningService"].full_name
+_PULL_MARGIN = 30.0  # seconds a pull may take beyond what the server was asked to hold it
+_CHUNK_LIMIT = 4 << 20
+
+
+class GrpcConnection(Connection):
+    """Speaks to one server. Nothing is sent before the first request."""
+
+    def __init__(self, target: str, *, transfer: TransferPolicy, chunk_bytes: int):
+        self._target, self._transfer, self._chunk_bytes = target, transfer, chunk_bytes
+        self._models = grpc.insecure_channel(target, channel_options(transfer.message_limit))
+        self._hearts = grpc.insecure_channel(target, channel_options(1 << 20))
+        self._calls: set[grpc.Call] = set()
+        self._closed = False
+
+    def request(self, message: Message, body: Body = (), timeout: float | None = None) -> Reply:
+        """Send one message and wait for its reply."""
+        if self._closed:
+            raise ConnectionLost("the connection is closed")
+        try:
+            return self._dispatch(message, body, timeout)
+        except grpc.RpcError as error:
+            raise status.error_of(error, self._target) from None
+        except ValueError as error:  # grpc's word for a channel that was closed meanwhile
+            raise ConnectionLost(f"the connection is closed: {error}") from None
+
+    def close(self) -> None:
+        """Cut off what is in progress and close both channels."""
+        self._closed = True
+        for call in list(self._calls):
+            call.cancel()
+        self._models.close()
+        self._hearts.close()
+
+    def _dispatch(self, message: Message, body: Body, timeout: float | None) -> Reply:
+        if isinstance(message, Pull):
+            return self._pull(message, timeout)
+        if isinstance(message, Submit):
+            return Reply(self._submit(message, body, timeout))
+        if isinstance(message, Beat):
+            data = self._unary(self._hearts, "Heartbeat", wire.pack_beat(message).SerializeToString(), timeout)
+            return Reply(wire.unpack_beat_reply(parse(pb.HeartbeatResponse, data)))
+        if isinstance(message, Register):
+            data = self._unary(
+                self._models, "RegisterClient", wire.pack_register(message).SerializeToString(), timeout
+            )
+            return Reply(wire.unpack_registered(parse(pb.RegisterClientResponse, data)))
+        if isinstance(message, StatusQuery):
+            query = pb.GetServerStatusRequest().SerializeToString()
+            data = self._unary(self._models, "GetServerStatus", query, timeout)
+            return Reply(wire.unpack_status(parse(pb.GetServerStatusResponse, data)))
+        raise ProtocolError(f"no such request: {type(message).__name__}")
+
+    def _pull(self, pull: Pull, timeout: float | None) -> Reply:
+        request = pb.GetGlobalModelRequest(session=wire.pack_session(pull.session), wait_seconds=pull.wait)
+        patience = pull.wait + _PULL_MARGIN if timeout is None else timeout
+        data = self._unary(self._models, "GetGlobalModel", request.SerializeToString(), patience)
+        response, body = without_body(pb.GetGlobalModelResponse, data)
+        answer = wire.unpack_pulled(response)
+        if not isinstance(answer, Assigned):
+            return Reply(answer)
+        if not response.stream:
+            return Reply(answer, [body])
+        fetch = pb.GetGlobalModelRequest(session=request.session, task_id=answer.task.id)
+        return Reply(answer, self._download(fetch.SerializeToString(), answer.manifest.total_bytes))
+
+    def _download(self, fetch: bytes, total: int) -> Iterator[memoryview]:
+        assembly = Assembly(pb.ModelChunk, total, _CHUNK_LIMIT)
+        start: Any = self._models.unary_stream(_path("GetGlobalModelStream"))
+        call = start(fetch)
+        with _Tracked(self._calls, call):
+            try:
+                for data in call:
+                    yield assembly.take(data)
+            except grpc.RpcError as error:
+                raise status.error_of(error, self._target) from None
+        assembly.end()
+
+    def _submit(self, submit: Submit, body: Body, timeout: float | None) -> Submitted:
+        header = wire.pack_submit(submit)
+        total = submit.manifest.total_bytes
+        try:
+            if self._transfer.streams(total, (info.name for info in submit.manifest.tensors)):
+                call: Callable[..., Any] = self._models.stream_unary(_path("SubmitModelUpdateStream"))
+                data = self._wait(call, self._upload(header, body, total), timeout)
+            else:
+                whole = with_body(pb.SubmitModelUpdateRequest(header=header), body, total)
+                data = self._unary(self._models, "SubmitModelUpdate", whole, timeout)
+        except grpc.RpcError as error:
+            refused = status.outcome_of(error)
+            if refused is None:
+                raise
+            return refused
+        return wire.unpack_submitted(parse(pb.SubmitModelUpdateResponse, data))
+
+    def _upload(self, header: pb.UpdateHeader, body: Body, total: int) -> Iterator[bytes]:
+        yield pb.ModelUpdateChunk(header=header).SerializeToString()
+        yield from chunks(pb.ModelUpdateChunk, body, total, self._chunk_bytes)
+
+    def _unary(self, channel: grpc.Channel, name: str, data: bytes, timeout: float | None) -> bytes:
+        return self._wait(channel.unary_unary(_path(name)), data, timeout)
+
+    def _wait(self, call: Callable[..., Any], request: Any, timeout: float | None) -> bytes:
+        """Make a call and wait for it, so that :meth:`close` can cut it off."""
+        future = call.future(request, timeout=timeout)  # type: ignore[attr-defined]
+        with _Tracked(self._calls, future):
+            try:
+                data: bytes = future.result()
+            except grpc.FutureCancelledError:
+                raise ConnectionLost("the connection was closed") from None
+        return data
+
+
+class _Tracked:
+    """Keeps a call in a set while it lasts, and cancels it if it is left early."""
+
+    def __init__(self, calls: set[grpc.Call], call: grpc.Call):
+        self._calls, self._call = calls, call
+
+    def __enter__(self) -> None:
+        self._calls.add(self._call)
+
+    def __exit__(self, *_: object) -> None:
+        self._calls.discard(self._call)
+        self._call.cancel()
+
+
+def _path(name: str) -> str:
+    return f"/{SERVICE}/{name}"

@@ -1,0 +1,70 @@
+"""Hands the chunks of an upload from the event loop to the thread that takes the update in."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import AsyncIterator, Iterator
+
+from fedcore.transports.grpc.framing import Assembly
+
+from fedcore.errors import ConnectionLost, DeadlineExceeded
+
+_AHEAD = 4  # chunks read before they are asked for: enough to keep the wire busy
+_END = None
+
+
+class Feed:
+    """The body of an upload. Nothing is read before somebody iterates, so an upload that waits holds no memory.
+
+    Args:
+        loop: the event loop of the server.
+        source: the messages behind the header.
+        assembly: checks the chunks, on the reader's thread.
+        stall_timeout: seconds to wait for a chunk.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, source: AsyncIterator[bytes], assembly: Assembly, stall_timeout: float
+    ):
+        self._loop, self._source, self._assembly, self._stall = loop, source, assembly, stall_timeout
+        self._chunks: queue.SimpleQueue[bytes | Exception | None] = queue.SimpleQueue()
+        self._room = asyncio.Semaphore(_AHEAD)
+        self._pump: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def __iter__(self) -> Iterator[memoryview]:
+        self._loop.call_soon_threadsafe(self._start)
+        while (chunk := self._next()) is not _END:
+            yield self._assembly.take(chunk)
+            self._loop.call_soon_threadsafe(self._room.release)
+        self._assembly.end()
+
+    def close(self) -> None:
+        """Stop reading; whoever iterates gets :class:`ConnectionLost`. Called on the event loop."""
+        self._closed = True
+        if self._pump is not None:
+            self._pump.cancel()
+        self._chunks.put(ConnectionLost("the upload broke off"))
+
+    def _start(self) -> None:
+        if not self._closed:
+            self._pump = self._loop.create_task(self._read())
+
+    async def _read(self) -> None:
+        try:
+            async for chunk in self._source:
+                await self._room.acquire()
+                self._chunks.put(chunk)
+            self._chunks.put(_END)
+        except Exception as error:  # noqa: BLE001 - whatever ends the stream, the reader must learn of it
+            self._chunks.put(ConnectionLost(f"the upload broke off: {error}"))
+
+    def _next(self) -> bytes | None:
+        try:
+            item = self._chunks.get(timeout=self._stall)
+        except queue.Empty:
+            raise DeadlineExceeded(f"no chunk came for {self._stall:g} s", reason="STALLED_STREAM") from None
+        if isinstance(item, Exception):
+            raise item
+        return item

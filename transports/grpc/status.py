@@ -1,0 +1,128 @@
+"""Errors and outcomes to gRPC statuses and back: the one border where they are translated.
+
+A status carries ``google.rpc.ErrorInfo``: ``reason`` is the name of the error, ``domain`` is ``fedcore``, and for a refused
+update the metadata hold the outcome and the server's current round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from fedcore.errors import (
+    ChecksumError,
+    ConfigError,
+    ConnectionLost,
+    DeadlineExceeded,
+    FedcoreError,
+    ProtocolError,
+    RemoteError,
+    SessionError,
+    TooLarge,
+    UpdateRejected,
+    from_reason,
+)
+from fedcore.messages import Directive, Outcome, Submitted
+
+DETAILS = "grpc-status-details-bin"
+_DOMAIN = "fedcore"
+_LONGEST_MESSAGE = 1024
+
+_BY_REASON = {
+    "NO_COMMON_CODEC": grpc.StatusCode.FAILED_PRECONDITION,
+    "PROTOCOL_VERSION": grpc.StatusCode.FAILED_PRECONDITION,
+    "BASE_MISMATCH": grpc.StatusCode.FAILED_PRECONDITION,
+    "ROUND_ALREADY_ANSWERED": grpc.StatusCode.ALREADY_EXISTS,
+    "NOT_SELECTED": grpc.StatusCode.PERMISSION_DENIED,
+    "CHECKSUM": grpc.StatusCode.DATA_LOSS,
+    "TOO_LARGE": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "STALLED_STREAM": grpc.StatusCode.DEADLINE_EXCEEDED,
+    "INTERNAL": grpc.StatusCode.INTERNAL,
+}
+_BY_OUTCOME = {
+    Outcome.STALE: grpc.StatusCode.FAILED_PRECONDITION,
+    Outcome.FUTURE: grpc.StatusCode.FAILED_PRECONDITION,
+    Outcome.CLOSED: grpc.StatusCode.FAILED_PRECONDITION,
+    Outcome.NOT_SELECTED: grpc.StatusCode.PERMISSION_DENIED,
+}
+_BY_ERROR: list[tuple[type[FedcoreError], grpc.StatusCode]] = [
+    (SessionError, grpc.StatusCode.FAILED_PRECONDITION),
+    (ChecksumError, grpc.StatusCode.DATA_LOSS),
+    (TooLarge, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (UpdateRejected, grpc.StatusCode.INVALID_ARGUMENT),
+    (ProtocolError, grpc.StatusCode.INVALID_ARGUMENT),
+    (ConfigError, grpc.StatusCode.INVALID_ARGUMENT),
+    (ConnectionLost, grpc.StatusCode.UNAVAILABLE),
+    (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
+]
+
+
+def of_error(error: FedcoreError) -> status_pb2.Status:
+    """Return the status of an error."""
+    code = _BY_REASON.get(error.reason) or next((c for kind, c in _BY_ERROR if isinstance(error, kind)), None)
+    return _status(code or grpc.StatusCode.INTERNAL, error.reason, str(error), {})
+
+
+def of_outcome(refused: Submitted) -> status_pb2.Status:
+    """Return the status of an update that is not part of the round."""
+    code = _BY_REASON.get(refused.reason) or _BY_OUTCOME.get(refused.outcome) or grpc.StatusCode.INVALID_ARGUMENT
+    metadata = {"outcome": refused.outcome.value, "round": str(refused.round), "directive": refused.directive.value}
+    return _status(code, refused.reason, refused.message, metadata)
+
+
+def outcome_of(error: grpc.RpcError) -> Submitted | None:
+    """Return the outcome that a status carries, if it does."""
+    info = _info(error)
+    if info is None or "outcome" not in info.metadata:
+        return None
+    try:
+        outcome, directive = Outcome(info.metadata["outcome"]), Directive(info.metadata.get("directive", "continue"))
+        return Submitted(outcome, info.reason, error.details() or "", int(info.metadata.get("round", "0")), directive)
+    except ValueError as unknown:
+        raise ProtocolError(f"the server sent an outcome this client does not know: {unknown}", reason="UNKNOWN_ENUM") from None
+
+
+def error_of(error: grpc.RpcError, address: str) -> FedcoreError:
+    """Return the FedcoreError that a failed call stands for."""
+    code, text = error.code(), error.details() or ""
+    if info := _info(error):
+        return from_reason(info.reason, text)
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return ConnectionLost(f"{address} cannot be reached: {text}")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded(f"{address} did not answer in time")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return TooLarge(f"{address} refused the size of a message: {text}")
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return ProtocolError(f"{address} is no fedcore server, or one of another version: {text}")
+    return RemoteError(f"{address} failed: {code.name}: {text}")
+
+
+def code_and_trailer(status: status_pb2.Status) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
+    """Return a status as ``context.abort`` takes it."""
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    return code, status.message, ((DETAILS, status.SerializeToString()),)
+
+
+def _status(code: grpc.StatusCode, reason: str, message: str, metadata: Mapping[str, str]) -> status_pb2.Status:
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=_DOMAIN, metadata=metadata)
+    detail = any_pb2.Any()
+    detail.Pack(info)
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message[:_LONGEST_MESSAGE])
+    return status_pb2.Status(code=code_pb2.Code.Value(code.name), message=text, details=[detail])
+
+
+def _info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
+    trailers: Any = error.trailing_metadata() or ()
+    packed = next((value for key, value in trailers if key == DETAILS), None)
+    if not isinstance(packed, bytes):
+        return None
+    for detail in status_pb2.Status.FromString(packed).details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == _DOMAIN:
+            return info
+    return None

@@ -1,0 +1,299 @@
+"""Messages to protobuf and back, field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedcore.protos import fedcore_pb2 as pb
+
+from fedcore.errors import DecodeError, ProtocolError
+from fedcore.messages import (
+    Assigned,
+    Beat,
+    BeatReply,
+    ClientStatus,
+    Config,
+    Directive,
+    Finished,
+    Kind,
+    Manifest,
+    Outcome,
+    Register,
+    Registered,
+    Scalar,
+    ServerStatus,
+    Session,
+    Status,
+    Submit,
+    Submitted,
+    Task,
+    TensorInfo,
+    Value,
+    Wait,
+)
+
+
+def _enum(kind: Any, number: int, of: Any) -> Any:
+    """Return the enum member that a number on the wire stands for."""
+    try:
+        return of[kind.Name(number)]
+    except (ValueError, KeyError):
+        raise ProtocolError(f"{of.__name__} {number} is not known here", reason="UNKNOWN_ENUM") from None
+
+
+# --- values ---
+
+_SCALAR_FIELDS: tuple[tuple[type, str], ...] = (
+    (bool, "boolean"),  # before int, of which bool is a kind
+    (int, "integer"),
+    (float, "real"),
+    (str, "text"),
+    (bytes, "raw"),
+)
+
+
+def _scalar(value: Scalar) -> pb.Scalar:
+    field = next(field for kind, field in _SCALAR_FIELDS if isinstance(value, kind))
+    return pb.Scalar(**{field: value})  # type: ignore[arg-type]
+
+
+def pack_config(config: Config) -> dict[str, pb.Scalar]:
+    """Return typed values as messages."""
+    return {key: _value(value) for key, value in config.items()}
+
+
+def _value(value: Value) -> pb.Scalar:
+    if isinstance(value, bool | int | float | str | bytes):
+        return _scalar(value)
+    return pb.Scalar(list=pb.ScalarList(items=[_scalar(item) for item in value]))
+
+
+def unpack_config(fields: Mapping[str, pb.Scalar]) -> dict[str, Value]:
+    """Return messages as values of the type they left with.
+
+    Raises:
+        DecodeError: a value has no kind this side knows, or a list holds a list.
+    """
+    return {key: _plain(scalar, key) for key, scalar in fields.items()}
+
+
+def _plain(scalar: pb.Scalar, key: str, *, nested: bool = False) -> Any:
+    kind = scalar.WhichOneof("kind")
+    if kind is None or (kind == "list" and nested):
+        raise DecodeError(f"the value of {key[:80]!r} is of no known type", reason="BAD_TYPE")
+    if kind == "list":
+        return [_plain(item, key, nested=True) for item in scalar.list.items]
+    return getattr(scalar, kind)
+
+
+# --- shared parts ---
+
+
+def pack_session(session: Session) -> pb.Session:
+    """Session to protobuf."""
+    return pb.Session(run_id=session.run_id, client_id=session.client_id, token=session.token)
+
+
+def unpack_session(message: pb.Session) -> Session:
+    """Protobuf to Session."""
+    return Session(message.run_id, message.client_id, message.token)
+
+
+def _pack_info(info: TensorInfo) -> pb.TensorInfo:
+    return pb.TensorInfo(name=info.name, dtype=info.dtype, shape=info.shape, alias_of=info.alias_of)
+
+
+def _unpack_info(message: pb.TensorInfo) -> TensorInfo:
+    return TensorInfo(message.name, message.dtype, tuple(message.shape), message.alias_of)
+
+
+def _pack_manifest(manifest: Manifest) -> pb.Manifest:
+    return pb.Manifest(
+        codec=manifest.codec, shard_bytes=manifest.shard_bytes, frames=manifest.frames, digest=manifest.digest,
+        tensors=map(_pack_info, manifest.tensors),
+    )  # fmt: skip
+
+
+def _unpack_manifest(message: pb.Manifest) -> Manifest:
+    tensors = tuple(map(_unpack_info, message.tensors))
+    return Manifest(message.codec, message.shard_bytes, tuple(message.frames), message.digest, tensors)
+
+
+# --- registration ---
+
+
+def pack_register(register: Register) -> pb.RegisterClientRequest:
+    """Register to protobuf."""
+    return pb.RegisterClientRequest(
+        client_id=register.client_id, protocol_version=register.protocol_version, codec=register.codec,
+        accepts=register.accepts, evaluates=register.evaluates,
+    )  # fmt: skip
+
+
+def unpack_register(message: pb.RegisterClientRequest) -> Register:
+    """Protobuf to Register."""
+    return Register(
+        message.client_id, message.codec, tuple(message.accepts), message.evaluates, message.protocol_version
+    )
+
+
+def pack_registered(registered: Registered) -> pb.RegisterClientResponse:
+    """Registered to protobuf."""
+    return pb.RegisterClientResponse(
+        status=pb.RegisterClientResponse.ACCEPTED,
+        message=f"Client {registered.session.client_id!r} registered successfully.",
+        session=pack_session(registered.session), codec=registered.codec,
+        heartbeat_interval=registered.heartbeat_interval, heartbeat_timeout=registered.heartbeat_timeout,
+    )  # fmt: skip
+
+
+def unpack_registered(message: pb.RegisterClientResponse) -> Registered:
+    """Protobuf to Registered."""
+    return Registered(
+        unpack_session(message.session), message.codec, message.heartbeat_interval, message.heartbeat_timeout
+    )
+
+
+# --- download ---
+
+
+def pack_task(task: Task) -> pb.Task:
+    """Task to protobuf."""
+    return pb.Task(
+        id=task.id, kind=task.kind.name, round=task.round, base_digest=task.base_digest,
+        config=pack_config(task.config), upload=map(_pack_info, task.upload),
+    )  # fmt: skip
+
+
+def unpack_task(message: pb.Task) -> Task:
+    """Protobuf to Task."""
+    return Task(
+        message.id, _enum(pb.Task.Kind, message.kind, Kind), message.round, message.base_digest,
+        unpack_config(message.config), tuple(map(_unpack_info, message.upload)),
+    )  # fmt: skip
+
+
+def pack_pulled(answer: Assigned | Wait | Finished, *, stream: bool) -> pb.GetGlobalModelResponse:
+    """The answer to a pull to protobuf, without the body."""
+    if isinstance(answer, Wait):
+        return pb.GetGlobalModelResponse(wait=pb.Wait(round=answer.round))
+    if isinstance(answer, Finished):
+        return pb.GetGlobalModelResponse(finished=pb.Finished(message=answer.message))
+    return pb.GetGlobalModelResponse(
+        task=pack_task(answer.task), manifest=_pack_manifest(answer.manifest), stream=stream
+    )
+
+
+def unpack_pulled(message: pb.GetGlobalModelResponse) -> Assigned | Wait | Finished:
+    """Protobuf to the answer to a pull."""
+    kind = message.WhichOneof("answer")
+    if kind == "task":
+        return Assigned(unpack_task(message.task), _unpack_manifest(message.manifest))
+    if kind == "wait":
+        return Wait(message.wait.round)
+    if kind == "finished":
+        return Finished(message.finished.message)
+    raise ProtocolError("the answer to a pull is neither a task, nor wait, nor finished", reason="UNKNOWN_ENUM")
+
+
+# --- upload ---
+
+
+def pack_submit(submit: Submit) -> pb.UpdateHeader:
+    """Submit to protobuf."""
+    return pb.UpdateHeader(
+        session=pack_session(submit.session), task_id=submit.task_id, trained_on_round=submit.round,
+        attempt_id=submit.attempt_id, base_digest=submit.base_digest, num_examples=submit.num_examples,
+        metrics=pack_config(submit.metrics), manifest=_pack_manifest(submit.manifest),
+    )  # fmt: skip
+
+
+def unpack_submit(message: pb.UpdateHeader) -> Submit:
+    """Protobuf to Submit."""
+    return Submit(
+        unpack_session(message.session), message.task_id, message.trained_on_round, message.attempt_id,
+        message.base_digest, message.num_examples, _unpack_manifest(message.manifest), unpack_config(message.metrics),
+    )  # fmt: skip
+
+
+def pack_submitted(submitted: Submitted) -> pb.SubmitModelUpdateResponse:
+    """An update that is part of the round to protobuf; the other outcomes are statuses."""
+    return pb.SubmitModelUpdateResponse(
+        received=True, outcome=submitted.outcome.name,
+        message=submitted.message, current_round=submitted.round,
+        directive=submitted.directive.name,
+    )  # fmt: skip
+
+
+def unpack_submitted(message: pb.SubmitModelUpdateResponse) -> Submitted:
+    """Protobuf to Submitted."""
+    outcome: Outcome = _enum(pb.SubmitModelUpdateResponse.Outcome, message.outcome, Outcome)
+    directive = _enum(pb.Directive, message.directive, Directive)
+    return Submitted(outcome, outcome.name, message.message, message.current_round, directive)
+
+
+# --- heartbeat and status ---
+
+
+def pack_beat(beat: Beat) -> pb.HeartbeatRequest:
+    """Beat to protobuf."""
+    return pb.HeartbeatRequest(
+        session=pack_session(beat.session), status=beat.status.name, current_step=beat.step,
+        total_steps=beat.total, current_round=beat.round, task_id=beat.task_id, message=beat.message,
+    )  # fmt: skip
+
+
+def unpack_beat(message: pb.HeartbeatRequest) -> Beat:
+    """Protobuf to Beat."""
+    return Beat(
+        unpack_session(message.session), _enum(pb.ClientState, message.status, Status), message.current_step,
+        message.total_steps, message.current_round, message.task_id, message.message,
+    )  # fmt: skip
+
+
+def pack_beat_reply(reply: BeatReply) -> pb.HeartbeatResponse:
+    """BeatReply to protobuf."""
+    return pb.HeartbeatResponse(
+        acknowledged=reply.acknowledged, should_stop=reply.should_stop, message=reply.message,
+        directive=reply.directive.name,
+    )  # fmt: skip
+
+
+def unpack_beat_reply(message: pb.HeartbeatResponse) -> BeatReply:
+    """Protobuf to BeatReply."""
+    return BeatReply(message.acknowledged, _enum(pb.Directive, message.directive, Directive), message.message)
+
+
+def pack_status(status: ServerStatus) -> pb.GetServerStatusResponse:
+    """ServerStatus to protobuf."""
+    return pb.GetServerStatusResponse(
+        run_id=status.run_id, phase=status.phase, round=status.round, committed=status.committed,
+        num_rounds=status.num_rounds, accepted=status.accepted, target=status.target, codec=status.codec,
+        elapsed_seconds=status.elapsed, clients=map(_pack_client, status.clients), metrics=status.metrics,
+        bytes_sent=status.bytes_sent, bytes_received=status.bytes_received, encodings=status.encodings,
+    )  # fmt: skip
+
+
+def _pack_client(client: ClientStatus) -> pb.ClientStatus:
+    return pb.ClientStatus(
+        client_id=client.client_id, status=client.status.name, current_round=client.round,
+        current_step=client.step, total_steps=client.total, silent_seconds=client.silent,
+        bytes_sent=client.bytes_sent, bytes_received=client.bytes_received,
+    )  # fmt: skip
+
+
+def unpack_status(message: pb.GetServerStatusResponse) -> ServerStatus:
+    """Protobuf to ServerStatus."""
+    return ServerStatus(
+        message.run_id, message.phase, message.round, message.committed, message.num_rounds, message.accepted,
+        message.target, message.codec, message.elapsed_seconds, tuple(map(_unpack_client, message.clients)),
+        dict(message.metrics), message.bytes_sent, message.bytes_received, message.encodings,
+    )  # fmt: skip
+
+
+def _unpack_client(message: pb.ClientStatus) -> ClientStatus:
+    return ClientStatus(
+        message.client_id, _enum(pb.ClientState, message.status, Status), message.current_round, message.current_step,
+        message.total_steps, message.silent_seconds, message.bytes_sent, message.bytes_received,
+    )  # fmt: skip
