@@ -1,7 +1,7 @@
 """Child processes on this machine that cannot outlive their parent.
 
-A child is told to end by the end of its standard input, which also comes when the parent dies, however it dies. It works
-the same on every system, and the interrupt key reaches the parent alone: it decides in which order things end.
+A child is told to end by the end of its standard input, which also comes when the parent dies, however it dies. That works
+the same on every system. The interrupt key is for the parent alone.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Children:
     """All children of a parent. Leaving the ``with`` block ends those that still run.
 
     Args:
-        grace: seconds that each of two steps of the end may take before what still runs is killed.
+        grace: seconds they have for it before they are killed.
     """
 
     def __init__(self, grace: float = 3.0):
@@ -86,17 +86,18 @@ class Children:
         return None
 
     def end(self) -> None:
-        """End the first child, give the others time to follow, then end them, too."""
+        """Tell all to end, and kill those that do not."""
+        for child in self._all:
+            child.tell_to_end()
+        until = time.monotonic() + self._grace
         try:
-            for some in (self._all[:1], self._all):
-                for child in some:
-                    child.tell_to_end()
-                self._wait_until_gone(time.monotonic() + self._grace)
+            for child in self._all:
+                with suppress(subprocess.TimeoutExpired):
+                    child.process.wait(max(0.0, until - time.monotonic()))
         finally:
             for child in self._all:
                 child.process.kill()
                 child.process.wait()
-                child.tell_to_end()
 
     def __enter__(self) -> Self:
         return self
@@ -107,11 +108,6 @@ class Children:
     def _wait_for(self, child: Child) -> None:
         child.process.wait()
         self._ended.put(child)
-
-    def _wait_until_gone(self, until: float) -> None:
-        for child in self._all:
-            with suppress(subprocess.TimeoutExpired):
-                child.process.wait(max(0.0, until - time.monotonic()))
 
 
 def obey_parent(end: Callable[[], object]) -> None:

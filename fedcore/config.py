@@ -51,7 +51,7 @@ class ServerConfig:
     max_examples: int = 1 << 30
     max_model_bytes: int = 16 << 30
     shard_bytes: int = SHARD_BYTES
-    uploads: int = 2
+    uploads: int = 4
 
     def __post_init__(self) -> None:
         for name in ("num_rounds", "max_failures", "max_examples", "max_model_bytes", "shard_bytes", "uploads"):

@@ -111,9 +111,7 @@ class Coordinator:
         for collection in (self.first_model, self.evaluation, self.fit):
             if collection and collection.open and (task := collection.offer(member.client_id)):
                 member.status, member.round, member.step, member.total = Status.FETCHING_MODEL, task.round, 0, 0
-                self.events.append(
-                    ev.TaskAssigned(at=now, round=task.round, kind=task.kind, client_id=member.client_id)
-                )
+                self.events.append(ev.TaskAssigned(at=now, round=task.round, kind=task.kind, client_id=member.client_id))
                 return task
         return Wait(self.round)
 
@@ -139,10 +137,9 @@ class Coordinator:
         member = self.roster.member(beat.session, now)
         if member.note(beat):
             self.roster.watch(now)
+            name, status, number = member.client_id, beat.status, beat.round
             self.events.append(
-                ev.ClientChanged(
-                    at=now, client_id=member.client_id, status=beat.status, round=beat.round, step=beat.step, total=beat.total
-                )
+                ev.ClientChanged(at=now, client_id=name, status=status, round=number, step=beat.step, total=beat.total)
             )
         if self.phase is Phase.FINISHED:
             self._told(member)
@@ -226,12 +223,12 @@ class Coordinator:
         )  # fmt: skip
         return self.fit
 
-    def ask_for_model(self, now: float) -> None:
-        """Ask the next client for its own parameters as the first model."""
+    def ask_for_model(self, now: float, base_digest: str = "") -> None:
+        """Ask the next client for its own parameters as the first model; ``base_digest`` is of the empty payload it gets."""
         if self.first_model:
             self._past.append(self.first_model)
         policy = RoundPolicy(target=1, deadline=self.policy.deadline)
-        self.first_model = Round(Kind.INITIALIZE, 0, policy, now, "")
+        self.first_model = Round(Kind.INITIALIZE, 0, policy, now, base_digest)
         self.changes += 1
 
     def adopt(self, digest: str) -> None:
@@ -371,7 +368,7 @@ class Coordinator:
         if self.first_model and self.first_model.open:
             verdict = self.first_model.verdict(now)
             if verdict is Verdict.FAIL:
-                self.ask_for_model(now)
+                self.ask_for_model(now, self.first_model.base_digest)
             self.first_model.open = verdict is not Verdict.CLOSE
 
     def _conclude(self) -> Round:

@@ -160,6 +160,23 @@ class Hub:
         """Pass an event on to the observers that did not come from the coordinator."""
         self._observing.submit(self._tell, [event])
 
+    def wait_for_round_to_complete(self, number: int | None = None, timeout: float | None = None) -> bool:
+        """Block until a round has ended, committed or failed; returns whether it has within ``timeout`` seconds.
+
+        Args:
+            number: of the round; None: the one that is open, or next.
+            timeout: how long to wait.
+        """
+        with self.condition:
+            awaited = self.coordinator.round if number is None else number
+            return self.condition.wait_for(lambda: self.coordinator.round > awaited or self.finished, timeout)
+
+    def is_client_alive(self, client_id: str) -> bool:
+        """Return whether a client is registered and was heard within its lease."""
+        with self.turn() as coordinator:
+            coordinator.tick(self.clock.now())
+            return client_id in coordinator.roster.members
+
     # --- requests ---
 
     def handle(self, request: Request) -> Future[Reply]:

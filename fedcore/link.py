@@ -190,6 +190,7 @@ class Link:
                 except FedcoreError as error:
                     failures += 1
                     if not error.retryable or failures >= _CHECKSUM_TRIES:
+                        self.give_back(reply.message.task, f"the download failed: {error}")
                         raise
                     log.info("client %s: the download failed and is made again: %s", self.client_id, error)
             else:

@@ -107,11 +107,15 @@ class Server:
             AddressError: the address is malformed, taken, or not safe to serve on.
             FedcoreError: the strategy's initial parameters cannot travel.
         """
-        initial = self.strategy.initialize_parameters()
-        if initial is not None:
-            spec = Spec.of(initial)
-            self._adopt(spec.copy(initial), spec)
-        self._listener = self._transport.listen(self._wanted_address, self.hub.handle)
+        try:
+            initial = self.strategy.initialize_parameters()
+            if initial is not None:
+                spec = Spec.of(initial)
+                self._adopt(spec.copy(initial), spec)
+            self._listener = self._transport.listen(self._wanted_address, self.hub.handle)
+        except BaseException:
+            self.stop()
+            raise
         machine = self.hub.coordinator
         log.info("run %s: listening at %s", machine.run_id, self.address)
         self.hub.record(
@@ -215,8 +219,9 @@ class Server:
         if machine.phase is Phase.AGGREGATING:
             return self._conclude
         if not machine.digest and machine.first_model is None:
-            self.hub.tasks.works[Kind.INITIALIZE, 0] = Work(Kind.INITIALIZE, 0, {}, Spec(()), "", None)
-            machine.ask_for_model(now)
+            nothing = digest({}, Spec(()))
+            self.hub.tasks.works[Kind.INITIALIZE, 0] = Work(Kind.INITIALIZE, 0, {}, Spec(()), nothing, None)
+            machine.ask_for_model(now, nothing)
         elif not machine.digest and machine.first_model and not machine.first_model.open:
             return self._take_first_model
         elif machine.candidates(now) is not None and len(self._evaluations.pending) < _EVALUATIONS_BEHIND:

@@ -1,4 +1,4 @@
-"""Every lossless codec keeps the laws, the laws notice a codec that does not, and the bytes on the wire stay what they are."""
+"""Every lossless codec keeps the laws, the laws notice one that does not, and bytes on the wire stay what they are."""
 
 import threading
 from pathlib import Path
@@ -137,7 +137,9 @@ class NeedsNoNames(Broken):
 
     def decode(self, frame, spec, *, base=None, into=None):
         names = Spec(tuple(type(i)(str(place), i.dtype, i.shape) for place, i in enumerate(spec)))
-        decoded = super().decode(frame, names, into=into and dict(zip(map(str, range(len(spec))), into.values(), strict=True)))
+        decoded = super().decode(
+            frame, names, into=into and dict(zip(map(str, range(len(spec))), into.values(), strict=True))
+        )
         return dict(zip((i.name for i in spec), decoded.values(), strict=True))
 
 
@@ -194,7 +196,7 @@ def test_of_a_lossy_codec_only_the_looks_are_judged():
         check_codec(type("Claims", (Halves,), {"lossless": True})())
 
 
-# --- golden bytes: to change one is to change the protocol -------------------------------------------------------------
+# --- golden bytes: to change one is to change the protocol ------------------------------------------------------------
 
 
 def payload():

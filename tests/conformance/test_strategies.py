@@ -1,6 +1,7 @@
 """Every strategy passes the published suite."""
 
 import pytest
+
 from fedcore import FedAvg, FedAvgAggregator, Strategy
 from fedcore.testing import check_strategy
 

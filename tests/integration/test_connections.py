@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+
 from fedcore import AddressError, Client, FedAvg, Grpc, Server, ServerConfig, Transport, start_client
 
 
@@ -80,4 +81,3 @@ def test_a_second_server_on_the_same_port_is_refused():
         other = Server(server.address, strategy=strategy)
         with pytest.raises(AddressError, match="taken"):
             other.start()
-        other.stop()

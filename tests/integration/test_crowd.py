@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import torch
+
 from fedcore import FedAvg, Server, ServerConfig
 from fedcore.events import RoundOpened
 

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+
 from fedcore import Client, FedAvg, Memory, Server, ServerConfig, start_client
 from fedcore.events import EvaluationFailed
 from fedcore.messages import Beat, Status

@@ -11,7 +11,7 @@ from fedcore.errors import AddressError
 Options: TypeAlias = list[tuple[str, int]]
 
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
-_KEEPALIVE_MS, _KEEPALIVE_TIMEOUT_MS = 120_000, 60_000
+KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 120_000, 60_000
 
 
 def parse(address: str) -> str:
@@ -68,8 +68,8 @@ def both_ends(message_limit: int) -> Options:
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", 4 << 20),
         ("grpc.http2.max_frame_size", 1 << 20),
-        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         # pings on an idle connection are wanted, however many
         ("grpc.http2.max_pings_without_data", 0),
@@ -83,8 +83,8 @@ def server_options(message_limit: int) -> Options:
         # a second server on the same port must fail, not take half of the clients
         ("grpc.so_reuseport", 0),
         # the default, 300 s, would send an idle client away (too_many_pings) for keeping its connection alive
-        ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 4),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", _KEEPALIVE_MS // 4),
+        ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 4),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MS // 4),
     ]
 
 

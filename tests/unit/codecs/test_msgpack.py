@@ -58,7 +58,9 @@ def test_a_tensor_that_fits_no_bin():
         CODEC.encode({"w": torch.zeros(1).expand(1 << 30)})
 
 
-@pytest.mark.parametrize("head", ["dd ffffffff", "dc ffff", "df ffffffff", "db ffffffff", "c6 ffffffff", "c9 ffffffff 00"])
+@pytest.mark.parametrize(
+    "head", ["dd ffffffff", "dc ffff", "df ffffffff", "db ffffffff", "c6 ffffffff", "c9 ffffffff 00"]
+)
 def test_p1_lengths_that_nothing_follows(head):
     head = bytes.fromhex(head)
     for frame in (head, b"\x92" + head, b"\x92\x94" + head, b"\x92\x94\xa1w" + head, b"\x92\x94\xa1w\xa7float32" + head,

@@ -19,7 +19,7 @@ TWO = {"w": torch.tensor([[1.0, 2.0]]), "on": torch.tensor([True, False])}
 SPEC = Spec.of(TWO)
 W = '"w":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}'
 ON = '"on":{"dtype":"BOOL","shape":[2],"data_offsets":[8,10]}'
-DATA = bytes.fromhex("0000803f00000040" "0100")
+DATA = bytes.fromhex("0000803f000000400100")
 
 
 def every_dtype():
@@ -42,12 +42,14 @@ def refused(frame, spec=SPEC):
 
 def same(left, right):
     return list(left) == list(right) and all(
-        left[n].dtype == right[n].dtype and left[n].shape == right[n].shape and raw_bytes(left[n]) == raw_bytes(right[n])
+        left[n].dtype == right[n].dtype
+        and left[n].shape == right[n].shape
+        and raw_bytes(left[n]) == raw_bytes(right[n])
         for n in right
     )
 
 
-# --- the layout ---------------------------------------------------------------------------------------------------------
+# --- the layout -------------------------------------------------------------------------------------------------------
 
 
 def test_golden_bytes():
@@ -91,7 +93,7 @@ def test_into_parameters_that_need_a_gradient():
     assert into["w"].tolist() == [[1.0, 2.0]]
 
 
-# --- the library reads ours, and we the library's -------------------------------------------------------------------------
+# --- the library reads ours, and we the library's ---------------------------------------------------------------------
 
 
 def test_the_library_reads_our_frames():
@@ -120,12 +122,19 @@ def test_we_read_the_files_of_the_library(tmp_path):
     assert same({n: loaded[n] for n in every_dtype()}, every_dtype())
 
 
-# --- files ----------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_files_keep_order_ties_and_digest(tmp_path):
     shared, turned = torch.randn(3, 4), torch.randn(4, 3).t()
-    model = {"z": shared, "names.ü": torch.tensor(1), "tied": shared, "t": turned, "again": turned, "none": torch.ones(0, 2)}
+    model = {
+        "z": shared,
+        "names.ü": torch.tensor(1),
+        "tied": shared,
+        "t": turned,
+        "again": turned,
+        "none": torch.ones(0, 2),
+    }
     save(tmp_path / "m", model)
     loaded = load(str(tmp_path / "m"))
     assert digest(loaded) == digest(model)
@@ -252,7 +261,7 @@ def test_files_with_impossible_tensors_are_refused(tmp_path, name, shape, reason
     assert caught.value.reason == reason
 
 
-# --- S: what must be refused ------------------------------------------------------------------------------------------------
+# --- S: what must be refused ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [0, 1, 2**63, 2**64 - 1, 100_000_001, 70_000])
@@ -295,7 +304,9 @@ def test_s3_offsets(offsets, data):
     assert refused(framed(header, data)).reason == "MALFORMED"
 
 
-@pytest.mark.parametrize("offsets", ["[0]", "[0,8,8]", "8", "null", '"08"', "[0.0,8]", "[false,8]", "[0,8.0]", '["0",8]', "{}"])
+@pytest.mark.parametrize(
+    "offsets", ["[0]", "[0,8,8]", "8", "null", '"08"', "[0.0,8]", "[false,8]", "[0,8.0]", '["0",8]', "{}"]
+)
 def test_s3_offsets_that_are_not_two_counts(offsets):
     assert refused(framed("{" + W.replace("[0,8]", offsets) + "," + ON + "}")).reason == "MALFORMED"
 
@@ -318,8 +329,17 @@ def test_s3_a_tensor_whose_length_is_not_its_shape():
     assert "'w'" in str(error)
 
 
-@pytest.mark.parametrize(("dtype", "reason"), [("I32", "SCHEMA_MISMATCH"), ("F16", "SCHEMA_MISMATCH"), ("C64", "BAD_DTYPE"),
-                                               ("f32", "BAD_DTYPE"), ("float32", "BAD_DTYPE"), ("", "BAD_DTYPE")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "reason"),
+    [
+        ("I32", "SCHEMA_MISMATCH"),
+        ("F16", "SCHEMA_MISMATCH"),
+        ("C64", "BAD_DTYPE"),
+        ("f32", "BAD_DTYPE"),
+        ("float32", "BAD_DTYPE"),
+        ("", "BAD_DTYPE"),
+    ],
+)
 def test_s3_other_dtypes(dtype, reason):
     assert refused(framed("{" + W.replace("F32", dtype) + "," + ON + "}")).reason == reason
 
@@ -346,7 +366,9 @@ def test_s6_entries_with_other_fields(entry):
     assert refused(framed("{" + entry + "," + ON + "}")).reason == "MALFORMED"
 
 
-@pytest.mark.parametrize("metadata", ["null", "[]", '"x"', '{"a":1}', '{"a":null}', '{"a":{"b":"c"}}', '{"a":"b","a":"c"}'])
+@pytest.mark.parametrize(
+    "metadata", ["null", "[]", '"x"', '{"a":1}', '{"a":null}', '{"a":{"b":"c"}}', '{"a":"b","a":"c"}']
+)
 def test_s7_metadata_that_is_not_text_to_text(metadata):
     assert refused(framed('{"__metadata__":' + metadata + "," + W + "," + ON + "}")).reason == "MALFORMED"
 
@@ -356,7 +378,9 @@ def test_s7_metadata_without_end():
     assert "longer than" in str(refused(framed('{"__metadata__":' + metadata + "," + W + "," + ON + "}")))
 
 
-@pytest.mark.parametrize("name", ["", "../../x", "__proto__", "__class__", "n" * 2000, "W", "w ", "w\\u0000", "\\ud800"])
+@pytest.mark.parametrize(
+    "name", ["", "../../x", "__proto__", "__class__", "n" * 2000, "W", "w ", "w\\u0000", "\\ud800"]
+)
 def test_s9_names_of_other_tensors(name):
     error = refused(framed("{" + W.replace('"w"', f'"{name}"') + "," + ON + "}"))
     assert error.reason == "SCHEMA_MISMATCH"

@@ -8,7 +8,7 @@ import torch
 from fedcore.codecs.torch import Torch
 
 from fedcore import registry
-from fedcore.codec import buffers, joined
+from fedcore.codec import buffers
 from fedcore.errors import CodecRefused, DecodeError, MissingDependency
 from fedcore.messages import TensorInfo
 from fedcore.parameters import Spec
@@ -42,7 +42,7 @@ class Touch:
 
 
 def test_any_torch_reads_it_in_order():
-    loaded = torch.load(io.BytesIO(joined(CODEC.encode(TWO))), weights_only=True)
+    loaded = torch.load(io.BytesIO(CODEC.encode(TWO)), weights_only=True)
     assert list(loaded) == ["w", "on"]
     assert all(torch.equal(loaded[name], TWO[name]) for name in TWO)
 
@@ -62,7 +62,7 @@ def test_reads_tensors_that_are_strided_or_part_of_more():
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
-# --- T1: nothing that was sent is run -----------------------------------------------------------------------------------
+# --- T1: nothing that was sent is run ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -90,7 +90,7 @@ def test_always_loads_weights_only_and_to_the_cpu(monkeypatch):
 
     monkeypatch.setattr(torch, "load", watched)
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    CODEC.decode(joined(CODEC.encode(TWO)), SPEC)
+    CODEC.decode(CODEC.encode(TWO), SPEC)
     assert asked == [{"map_location": "cpu", "weights_only": True}]
 
 
@@ -111,7 +111,7 @@ def test_a_safe_torch_is_not(monkeypatch, version):
     assert Torch() == CODEC
 
 
-# --- C12: nothing that was not asked for is sent -----------------------------------------------------------------------
+# --- C12: nothing that was not asked for is sent ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -126,12 +126,12 @@ def test_c12_a_view_does_not_take_the_rest_along(name):
 def test_tied_tensors_of_a_shard_are_copied_too():
     one = torch.ones(3)
     spec = Spec((TensorInfo("a", "float32", (3,)), TensorInfo("b", "float32", (3,))))
-    decoded = CODEC.decode(joined(CODEC.encode({"a": one, "b": one})), spec)
+    decoded = CODEC.decode(CODEC.encode({"a": one, "b": one}), spec)
     decoded["a"].zero_()
     assert decoded["b"].tolist() == [1, 1, 1]
 
 
-# --- what must be refused --------------------------------------------------------------------------------------------------
+# --- what must be refused ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,433 @@
+"""The machine, driven by hand: what each call answers, and what time does."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import fedcore.coordinator
+from fedcore import Coordinator, RoundPolicy, errors, events
+from fedcore.messages import Beat, Directive, Finished, Kind, Manifest, Outcome, Session, Status, Submit, Wait
+from fedcore.phase import TRANSITIONS, Move, Phase
+from fedcore.round import Assignment, Ticket
+
+
+class Run:
+    """A coordinator with a model, and shorthands for what clients do."""
+
+    def __init__(self, *, num_rounds=3, lease=30.0, evaluate_timeout=60.0, model="m0", **policy):
+        rules = RoundPolicy(**{"target": 2, "quorum": 1, "deadline": 100.0, "start_wait": 10.0, **policy})
+        self.machine = Coordinator(
+            "run", num_rounds=num_rounds, policy=rules, heartbeat_timeout=lease, evaluate_timeout=evaluate_timeout
+        )
+        if model:
+            self.machine.adopt(model)
+        self.sessions = {}
+
+    def join(self, *names, now=0.0, evaluates=False):
+        for name in names:
+            token = f"{name}-{now}"
+            self.sessions[name] = self.machine.register(name, token, evaluates=evaluates, now=now)
+
+    def open(self, now=0.0, invited=None):
+        available = self.machine.candidates(now)
+        assert available is not None
+        return self.machine.open_round(available if invited is None else invited, now)
+
+    def pull(self, name, now=0.0):
+        return self.machine.pull(self.sessions[name], now)
+
+    def header(self, task, name=None, digest="d", examples=10, number=None, base=None):
+        return Submit(
+            self.sessions[name or task.client_id], task.id, task.round if number is None else number, "attempt",
+            self.machine.digest if base is None else base, examples, Manifest("c", 4096, (), digest),
+        )  # fmt: skip
+
+    def submit(self, task, now=0.0, **fields):
+        ticket = self.machine.admit(self.header(task, **fields), now)
+        return self.machine.commit(ticket, now) if isinstance(ticket, Ticket) else ticket
+
+    def beat(self, name, now=0.0, status=Status.TRAINING, task="", message=""):
+        return self.machine.heartbeat(Beat(self.sessions[name], status, 0, 0, 0, task, message), now)
+
+    def seen(self, kind):
+        return [event for event in self.machine.events if isinstance(event, kind)]
+
+
+def test_a_round_opens_when_the_target_is_registered():
+    run = Run()
+    run.join("a")
+    assert run.machine.candidates(0.0) is None
+    run.join("b")
+    assert run.machine.candidates(0.0) == ["a", "b"]
+
+
+def test_or_some_time_after_the_quorum_is():
+    run = Run(start_wait=10.0)
+    run.join("a", now=5.0)
+    assert run.machine.candidates(14.9) is None
+    assert run.machine.next_deadline() == 15.0
+    assert run.machine.candidates(15.0) == ["a"]
+
+
+def test_late_joiners_fill_free_places():
+    run = Run(target=2, quorum=1)
+    run.join("a")
+    run.open(now=10.0)
+    run.join("b", now=11.0)
+    assert run.pull("b", now=11.0).kind is Kind.FIT
+    run.join("c", now=11.0)
+    assert run.pull("c", now=11.0) == Wait(1)
+
+
+def test_a_pull_gives_the_same_task_until_it_is_answered():
+    run = Run()
+    run.join("a", "b")
+    run.open()
+    first = run.pull("a")
+    assert run.pull("a") is first
+    assert run.submit(first).outcome is Outcome.ACCEPTED
+    assert run.pull("a") == Wait(1)
+
+
+def test_a_round_closes_at_the_target_and_commits():
+    run = Run()
+    run.join("a", "b")
+    run.open()
+    for name in "ab":
+        run.submit(run.pull(name))
+    assert run.machine.phase is Phase.AGGREGATING
+    assert run.seen(events.RoundClosed)[0].accepted == ("a", "b")
+    run.machine.publish("m1", 1.0)
+    assert (run.machine.phase, run.machine.round, run.machine.committed) == (Phase.WAITING, 2, 1)
+
+
+def test_it_closes_early_when_every_living_invited_client_has_answered():
+    run = Run(target=2, quorum=1, lease=30.0)
+    run.join("a", "b")
+    run.open()
+    run.submit(run.pull("a", now=1.0), now=1.0)
+    run.beat("a", now=20.0)
+    run.machine.tick(30.0)  # b was silent for 30 s
+    assert run.seen(events.ClientLost)[0].client_id == "b"
+    assert run.machine.phase is Phase.AGGREGATING
+    run.machine.publish("m1", 31.0)
+    assert run.seen(events.RoundCommitted)[0].missing == {"b": "silent for 30 s"}
+
+
+@pytest.mark.parametrize(("answers", "phase"), [(1, Phase.AGGREGATING), (0, Phase.WAITING)])
+def test_at_the_deadline_it_closes_with_a_quorum_and_fails_without(answers, phase):
+    run = Run(target=2, quorum=1, lease=1000.0, deadline=100.0)
+    run.join("a", "b")
+    run.open(now=0.0)
+    for name in "ab"[:answers]:
+        run.submit(run.pull(name))
+    assert run.machine.next_deadline() == 100.0
+    run.machine.tick(99.9)
+    assert run.machine.phase is Phase.COLLECTING
+    run.machine.tick(100.0)
+    assert run.machine.phase is phase
+    assert len(run.seen(events.RoundFailed)) == 1 - answers
+
+
+def test_a_failed_round_keeps_its_number_and_three_in_a_row_end_the_run():
+    run = Run(target=1, max_failures=3)
+    run.join("a")
+    for number in (1, 2, 3):
+        assert run.machine.round == number
+        run.open()
+        run.submit(run.pull("a"))
+        run.machine.fail("no model", 1.0)
+    assert run.machine.phase is Phase.FINISHED
+    assert "3 rounds in a row failed" in run.machine.failed
+    assert isinstance(run.pull("a"), Finished)
+
+
+def test_a_committed_round_resets_the_count_of_failures():
+    run = Run(target=1, max_failures=2, num_rounds=9)
+    run.join("a")
+    for fails in (True, False, True):
+        run.open()
+        run.submit(run.pull("a"))
+        if fails:
+            run.machine.fail("no model", 1.0)
+        else:
+            run.machine.publish("m", 1.0)
+    assert run.machine.phase is Phase.WAITING
+
+
+def test_extra_clients_are_invited_and_told_to_stop():
+    run = Run(target=2, extra=1)
+    run.join("a", "b", "c")
+    run.open()
+    tasks = {name: run.pull(name) for name in "abc"}
+    run.submit(tasks["a"])
+    assert run.beat("c", task=tasks["c"].id).directive is Directive.CONTINUE
+    run.submit(tasks["b"])
+    assert run.beat("c", task=tasks["c"].id).directive is Directive.ABORT_TASK
+    assert run.submit(tasks["c"]).outcome is Outcome.CLOSED
+    run.machine.publish("m1", 1.0)
+    assert run.submit(tasks["c"]).outcome is Outcome.STALE
+    assert run.seen(events.RoundCommitted)[0].accepted == ("a", "b")
+
+
+class TestOutcomes:
+    @pytest.fixture
+    def run(self):
+        run = Run(target=3)
+        run.join("a", "b", "c")
+        run.open()
+        return run
+
+    def test_accepted_once_however_often_it_comes(self, run):
+        task = run.pull("a")
+        assert run.submit(task).outcome is Outcome.ACCEPTED
+        assert run.submit(task).outcome is Outcome.DUPLICATE
+        assert len(run.machine.fit.accepted) == 1
+
+    def test_a_duplicate_is_known_after_the_round_is_over(self, run):
+        tasks = [run.pull(name) for name in "abc"]
+        for task in tasks:
+            run.submit(task)
+        header = run.header(tasks[0])
+        run.machine.publish("m1", 1.0)
+        assert run.machine.admit(header, 1.0).outcome is Outcome.DUPLICATE
+
+    def test_two_copies_on_the_way_at_once_count_once(self, run):
+        task = run.pull("a")
+        first, second = (run.machine.admit(run.header(task), 0.0) for _ in range(2))
+        assert run.machine.commit(first, 0.0).outcome is Outcome.ACCEPTED
+        assert run.machine.commit(second, 0.0).outcome is Outcome.DUPLICATE
+
+    def test_another_update_for_an_answered_task_is_rejected(self, run):
+        task = run.pull("a")
+        run.submit(task)
+        refused = run.submit(task, digest="other")
+        assert (refused.outcome, refused.reason) == (Outcome.REJECTED, "ROUND_ALREADY_ANSWERED")
+        assert run.submit(task, examples=11).reason == "ROUND_ALREADY_ANSWERED"
+
+    def test_stale_and_future_by_the_round_of_the_header(self, run):
+        task = run.pull("a")
+        assert run.submit(task, number=0).outcome is Outcome.STALE
+        assert run.submit(task, number=2).outcome is Outcome.FUTURE
+        assert run.submit(task, number=(1 << 32) + 1).outcome is Outcome.FUTURE
+
+    def test_not_selected_without_a_task_of_ones_own(self, run):
+        task = run.pull("a")
+        assert run.submit(task, name="b").outcome is Outcome.NOT_SELECTED
+        other = Assignment("made-up", "a", 1, Kind.FIT)
+        assert run.submit(other, name="a").outcome is Outcome.NOT_SELECTED
+
+    def test_trained_on_another_model(self, run):
+        refused = run.submit(run.pull("a"), base="m9")
+        assert (refused.outcome, refused.reason) == (Outcome.REJECTED, "BASE_MISMATCH")
+
+    def test_closed_between_admission_and_commit(self, run):
+        tasks = [run.pull(name) for name in "abc"]
+        late = run.machine.admit(run.header(tasks[2]), 0.0)
+        run.submit(tasks[0])
+        run.machine.tick(29.0)
+        for name in "ab":
+            run.beat(name, now=29.0)
+        run.submit(tasks[1], now=29.0)
+        run.machine.tick(31.0)  # c is lost, the round closes without it
+        assert run.machine.phase is Phase.AGGREGATING
+        assert run.machine.commit(late, 31.0).outcome is Outcome.CLOSED
+
+    def test_a_released_update_can_be_sent_again_unless_it_was_final(self, run):
+        task = run.pull("a")
+        ticket = run.machine.admit(run.header(task), 0.0)
+        assert run.machine.release(ticket, 0.0, reason="CHECKSUM").outcome is Outcome.REJECTED
+        ticket = run.machine.admit(run.header(task), 0.0)
+        run.machine.release(ticket, 0.0, reason="NON_FINITE", message="tensor 'w'", final=True)
+        assert run.submit(task).outcome is Outcome.NOT_SELECTED
+        assert run.machine.fit.missing["a"] == "NON_FINITE: tensor 'w'"
+
+    def test_every_outcome_was_seen_here(self):
+        assert {o.name for o in Outcome} == {
+            "ACCEPTED", "DUPLICATE", "STALE", "FUTURE", "NOT_SELECTED", "CLOSED", "REJECTED",
+        }  # fmt: skip
+
+
+class TestSessions:
+    def test_another_run(self):
+        run = Run()
+        run.join("a")
+        with pytest.raises(errors.RunChanged):
+            run.machine.pull(Session("other", "a", run.sessions["a"].token), 0.0)
+
+    def test_never_registered(self):
+        with pytest.raises(errors.NotRegistered):
+            Run().machine.pull(Session("run", "a", "t"), 0.0)
+
+    def test_a_newer_process_fences_the_older_and_keeps_its_task(self):
+        run = Run()
+        run.join("a", "b")
+        run.open()
+        task, old = run.pull("a"), run.sessions["a"]
+        run.join("a", now=1.0)
+        with pytest.raises(errors.Fenced):
+            run.machine.admit(Submit(old, task.id, 1, "x", "m0", 1, Manifest("c", 4096, (), "d")), 1.0)
+        assert run.pull("a", now=1.0) is task
+        assert run.submit(task, now=1.0).outcome is Outcome.ACCEPTED
+        assert run.seen(events.ClientRegistered)[-1].again
+
+    def test_a_lost_client_that_comes_back_takes_its_place_again_if_it_is_free(self):
+        run = Run(target=2, quorum=2, lease=30.0)
+        run.join("a", "b")
+        run.open()
+        task = run.pull("a")
+        run.beat("b", now=29.0)
+        run.machine.tick(30.0)
+        with pytest.raises(errors.NotRegistered):
+            run.pull("a", now=30.0)
+        run.join("a", now=31.0)
+        assert run.submit(task, now=31.0).outcome is Outcome.ACCEPTED
+
+    def test_but_not_if_somebody_else_has_it(self):
+        run = Run(target=2, quorum=2, lease=30.0)
+        run.join("a", "b")
+        run.open()
+        task = run.pull("a")
+        run.beat("b", now=29.0)
+        run.machine.tick(30.0)
+        run.join("c", "a", now=31.0)
+        assert run.pull("c", now=31.0).client_id == "c"
+        assert run.submit(task, now=31.0).outcome is Outcome.CLOSED
+
+    def test_death_never_takes_back_an_accepted_update(self):
+        run = Run(target=3, quorum=1, lease=30.0)
+        run.join("a", "b", "c")
+        run.open()
+        run.submit(run.pull("a"))
+        for name in "bc":
+            run.beat(name, now=29.0)
+        run.machine.tick(31.0)
+        assert [a.client_id for a in run.machine.fit.accepted] == ["a"]
+
+    def test_a_client_that_reported_an_error_is_not_counted_on(self):
+        run = Run(target=2, quorum=2)
+        run.join("a", "b")
+        run.open()
+        task = run.pull("a")
+        run.beat("a", status=Status.ERROR, task=task.id, message="boom")
+        assert run.machine.fit.missing["a"] == "boom"
+        assert run.machine.roster.available == ["b"]
+        run.pull("a")
+        assert run.machine.roster.available == ["a", "b"]
+
+
+class TestFirstModel:
+    def test_the_first_client_is_asked(self):
+        run = Run(model="")
+        run.machine.ask_for_model(0.0)
+        run.join("a", "b")
+        task = run.pull("a")
+        assert (task.kind, task.round) == (Kind.INITIALIZE, 0)
+        assert run.pull("b") == Wait(1)
+        assert run.submit(task, base="").outcome is Outcome.ACCEPTED
+        run.machine.adopt("m0")
+        assert run.machine.candidates(0.0) == ["a", "b"]
+        assert run.submit(task, base="").outcome is Outcome.DUPLICATE
+
+    def test_another_one_if_it_dies_or_fails(self):
+        run = Run(model="", lease=30.0)
+        run.machine.ask_for_model(0.0)
+        run.join("a", "b", "c")
+        run.pull("a")
+        run.beat("b", now=29.0), run.beat("c", now=29.0)
+        run.machine.tick(30.0)
+        task = run.pull("b", now=30.0)
+        assert task.kind is Kind.INITIALIZE
+        run.beat("b", now=30.0, status=Status.ERROR, task=task.id)
+        assert run.pull("c", now=30.0).kind is Kind.INITIALIZE
+
+    def test_the_question_is_repeated_at_its_deadline(self):
+        run = Run(model="", deadline=50.0, lease=1000.0)
+        run.machine.ask_for_model(0.0)
+        run.join("a", "b")
+        run.pull("a")
+        run.machine.tick(50.0)
+        assert run.machine.next_deadline() == 100.0
+        assert run.pull("b", now=50.0).kind is Kind.INITIALIZE
+
+
+class TestEvaluation:
+    def committed(self, **options):
+        run = Run(num_rounds=2, target=2, **options)
+        run.join("a", "b", evaluates=True)
+        run.open()
+        for name in "ab":
+            run.submit(run.pull(name))
+        run.machine.publish("m1", 1.0)
+        return run
+
+    def test_runs_beside_the_next_round(self):
+        run = self.committed()
+        run.open(now=1.0)
+        task = run.pull("a", now=1.0)
+        assert (task.kind, task.round) == (Kind.EVALUATE, 1)
+        assert run.submit(task, now=1.0, base="m1").outcome is Outcome.ACCEPTED
+        assert run.pull("a", now=1.0).kind is Kind.FIT
+        run.submit(run.pull("b", now=1.0), now=1.0)
+        assert run.seen(events.EvaluationClosed)[0].accepted == ("a", "b")
+
+    def test_the_run_ends_when_the_last_model_is_evaluated(self):
+        run = self.committed()
+        run.open(now=1.0)
+        for name in "ab":
+            run.submit(run.pull(name, now=1.0), now=1.0)
+            run.submit(run.pull(name, now=1.0), now=1.0)
+        run.machine.publish("m2", 2.0)
+        assert run.machine.phase is Phase.WAITING
+        assert run.machine.candidates(2.0) is None
+        for name in "ab":
+            run.submit(run.pull(name, now=2.0), now=2.0)
+        run.machine.tick(2.0)
+        assert run.machine.phase is Phase.FINISHED
+
+    def test_or_when_its_time_is_up(self):
+        run = self.committed(evaluate_timeout=20.0, lease=1000.0)
+        run.machine.num_rounds = 1
+        run.machine.tick(20.9)
+        assert run.machine.phase is Phase.WAITING
+        run.machine.tick(21.0)
+        assert run.machine.phase is Phase.FINISHED
+        assert run.machine.failed == ""
+
+
+def test_everybody_is_told_the_end():
+    run = Run(num_rounds=1)
+    run.join("a", "b", "c")
+    run.open(invited=["a", "b"])
+    for name in "ab":
+        run.submit(run.pull(name))
+    run.machine.publish("m1", 1.0)
+    assert run.machine.phase is Phase.FINISHED
+    assert run.machine.roster.untold == 3
+    assert isinstance(run.pull("a"), Finished)
+    assert run.beat("b").directive is Directive.STOP
+    assert run.machine.roster.untold == 1
+
+
+def test_what_is_not_in_the_table_cannot_happen():
+    assert set(TRANSITIONS) <= {(phase, move) for phase in Phase for move in Move}
+    assert not any(phase is Phase.FINISHED for phase, _ in TRANSITIONS)
+    run = Run()
+    with pytest.raises(KeyError):
+        run.machine.publish("m1", 0.0)
+
+
+def test_the_machine_reads_no_clock_and_touches_nothing():
+    banned = {"time", "threading", "socket", "asyncio", "random", "secrets", "os", "pathlib", "datetime"}
+    root = Path(fedcore.coordinator.__file__).parent
+    for name in ("coordinator", "round", "roster", "phase", "policy", "events"):
+        tree = ast.parse((root / f"{name}.py").read_text())
+        imported = {
+            alias.name.split(".")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
+        }
+        assert not imported & banned, name
+        assert not any(isinstance(n, ast.Call) and getattr(n.func, "id", "") == "open" for n in ast.walk(tree)), name
