@@ -17,7 +17,6 @@ import math
 from collections.abc import Mapping
 from itertools import zip_longest
 
-from fedcore.protos.fedcore_pb2 import ModelParameters
 from google.protobuf import message
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from fedcore.codec import Codec, Frame
 from fedcore.errors import ConfigError, DecodeError, SchemaMismatch
 from fedcore.messages import TensorInfo
 from fedcore.parameters import Parameters, Spec, dtype_name, expect, itemsize, land, raw_bytes
+from fedcore.protos.fedcore_pb2 import ModelParameters
 from fedcore.transport import Buffer
 
 __all__ = ["Protobuf", "parameters_to_proto", "proto_to_parameters"]

@@ -30,8 +30,8 @@ class Codec(ABC):
     """
 
     part: ClassVar[str]
-    lossless: ClassVar[bool] = True
-    trusted_only: ClassVar[bool] = False
+    lossless: bool = True
+    trusted_only: bool = False
 
     @property
     def name(self) -> str:
@@ -95,6 +95,8 @@ class Wrapper(Codec):
             name = type(self).__name__
             raise ConfigError(f"{name} wraps a codec, such as {name}(Safetensors()), not {inner!r}")
         self.inner = inner
+        self.lossless = type(self).lossless and inner.lossless
+        self.trusted_only = type(self).trusted_only or inner.trusted_only
 
     @property
     def name(self) -> str:

@@ -24,6 +24,7 @@
     ├── TransportError                  nobody's: the network
     │   ├── ConnectionLost (ConnectionError)   retryable
     │   ├── DeadlineExceeded (TimeoutError)    retryable
+    │   ├── Incomplete              a body that ended before it was whole (retryable)
     │   └── TooLarge                    a message above the limit
     ├── AggregationError                the strategy's: no model came out of the round
     ├── RunFailed                       the federation ended without reaching its goal
@@ -177,6 +178,13 @@ class DeadlineExceeded(TransportError, TimeoutError):
     """No answer came in time."""
 
     reason = "DEADLINE_EXCEEDED"
+    retryable = True
+
+
+class Incomplete(TransportError):
+    """A body that ended before it was whole: to the receiver, a sender that breaks off and one that stops look the same."""
+
+    reason = "INCOMPLETE"
     retryable = True
 
 

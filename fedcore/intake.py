@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from fedcore.codec import Codec, held
-from fedcore.errors import ChecksumError, DecodeError
+from fedcore.errors import ChecksumError, DecodeError, Incomplete
 from fedcore.messages import Manifest
 from fedcore.parameters import Parameters, Shard, Spec, digest, shards
 from fedcore.transport import Body, Buffer
@@ -66,7 +66,8 @@ def frames(manifest: Manifest, body: Body) -> Iterator[Buffer]:
     """Cut a body into its frames. A frame is valid until the next one is asked for.
 
     Raises:
-        DecodeError: the body is shorter or longer than the manifest says.
+        Incomplete: the body is shorter than the manifest says.
+        DecodeError: it is longer.
     """
     source = iter(body)
     rest = memoryview(b"")
@@ -78,7 +79,7 @@ def frames(manifest: Manifest, body: Body) -> Iterator[Buffer]:
             filled += rest.nbytes
             chunk = next(source, None)
             if chunk is None:
-                raise DecodeError("the body ends before its last frame does", reason="INCOMPLETE")
+                raise Incomplete("the body ends before its last frame does")
             rest = memoryview(chunk).cast("B")
         taken, rest = rest[: length - filled], rest[length - filled :]
         if filled:

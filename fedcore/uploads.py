@@ -13,7 +13,7 @@ from secrets import token_hex
 from fedcore.aggregator import Update
 from fedcore.clock import Clock
 from fedcore.coordinator import Coordinator
-from fedcore.errors import FedcoreError, RemoteError, TooLarge
+from fedcore.errors import FedcoreError, RemoteError, TooLarge, TransportError
 from fedcore.intake import receive
 from fedcore.lane import Lane
 from fedcore.messages import Kind, Outcome, Submit, check_metrics, check_num_examples
@@ -100,7 +100,11 @@ class Uploads:
             refused = coordinator.release(
                 ticket, self._clock.now(), reason=error.reason, message=str(error), final=final
             )
-        if reply is not None:
+        if reply is None:
+            return
+        if isinstance(error, TransportError) and error.retryable:  # the body broke off: no verdict on the update
+            fail(reply, error)
+        else:
             answer(reply, Reply(refused))
 
     def _read(self, work: Work, request: Request, header: Submit) -> Update:

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from fedcore import registry
+from fedcore.codec import Codec, buffers, joined
 from fedcore.codecs.lz4 import Lz4
 from fedcore.codecs.msgpack import Msgpack
 from fedcore.codecs.protobuf import Protobuf
 from fedcore.codecs.safetensors import Safetensors
 from fedcore.codecs.torch import Torch
-
-from fedcore import registry
-from fedcore.codec import Codec, buffers, joined
 from fedcore.errors import DecodeError
 from fedcore.parameters import DTYPES, Spec, raw_bytes
 from fedcore.testing.codecs import check_codec

@@ -1,10 +1,10 @@
 """Every transport passes the published suite, in every mode."""
 
 import pytest
-from fedcore.transports.grpc import TransferPolicy
 
 from fedcore import Grpc, Memory
 from fedcore.testing import Faulty, check_transport
+from fedcore.transports.grpc import TransferPolicy
 
 
 @pytest.mark.parametrize(

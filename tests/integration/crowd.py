@@ -8,12 +8,12 @@ import sys
 import time
 
 import grpc.aio
+
+from fedcore.messages import Assigned, Register
 from fedcore.protos import fedcore_pb2 as pb
 from fedcore.transports.grpc import wire
 from fedcore.transports.grpc.framing import without_body
 from fedcore.transports.grpc.options import channel_options
-
-from fedcore.messages import Assigned, Register
 
 PATH = "/fedcore.v1.FederatedLearningService/"
 

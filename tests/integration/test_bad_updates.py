@@ -4,11 +4,11 @@ import threading
 
 import pytest
 import torch
-from fedcore.transports.grpc import TransferPolicy
 
 from fedcore import Client, FedAvg, Grpc, Memory, Server, ServerConfig, errors, start_client
 from fedcore.aggregator import FedAvgAggregator
 from fedcore.testing import run_federation
+from fedcore.transports.grpc import TransferPolicy
 
 INITIAL = {"w": torch.zeros(2, 3), "b": torch.zeros(()), "n": torch.tensor(0)}
 

@@ -5,11 +5,11 @@ import threading
 
 import pytest
 import torch
-from fedcore.transports.grpc import TransferPolicy
 from torch import nn
 
 from fedcore import Client, FedAvg, Grpc, Memory, ServerConfig, digest
 from fedcore.testing import run_federation
+from fedcore.transports.grpc import TransferPolicy
 
 CODECS = ["safetensors", "torch", "msgpack", "protobuf"]
 CODECS += [f"{name}+lz4" for name in CODECS]

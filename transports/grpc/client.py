@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+
+from fedcore.errors import ConnectionLost, ProtocolError
+from fedcore.messages import Assigned, Beat, Message, Pull, Register, StatusQuery, Submit, Submitted
 from fedcore.protos import fedcore_pb2 as pb
+from fedcore.transport import Body, Connection, Reply
 from fedcore.transports.grpc import status, wire
 from fedcore.transports.grpc.framing import Assembly, chunks, parse, with_body, without_body
 from fedcore.transports.grpc.options import channel_options
 from fedcore.transports.grpc.policy import TransferPolicy
-
-from fedcore.errors import ConnectionLost, ProtocolError
-from fedcore.messages import Assigned, Beat, Message, Pull, Register, StatusQuery, Submit, Submitted
-from fedcore.transport import Body, Connection, Reply
 
 SERVICE = pb.DESCRIPTOR.services_by_name["FederatedLearningService"].full_name
 _PULL_MARGIN = 30.0  # seconds a pull may take beyond what the server was asked to hold it
@@ -99,8 +99,7 @@ class GrpcConnection(Connection):
         total = submit.manifest.total_bytes
         try:
             if self._transfer.streams(total, (info.name for info in submit.manifest.tensors)):
-                call: Callable[..., Any] = self._models.stream_unary(_path("SubmitModelUpdateStream"))
-                data = self._wait(call, self._upload(header, body, total), timeout)
+                data = self._upload(_Upload(header, body, total, self._chunk_bytes), timeout)
             else:
                 whole = with_body(pb.SubmitModelUpdateRequest(header=header), body, total)
                 data = self._unary(self._models, "SubmitModelUpdate", whole, timeout)
@@ -111,9 +110,13 @@ class GrpcConnection(Connection):
             return refused
         return wire.unpack_submitted(parse(pb.SubmitModelUpdateResponse, data))
 
-    def _upload(self, header: pb.UpdateHeader, body: Body, total: int) -> Iterator[bytes]:
-        yield pb.ModelUpdateChunk(header=header).SerializeToString()
-        yield from chunks(pb.ModelUpdateChunk, body, total, self._chunk_bytes)
+    def _upload(self, upload: _Upload, timeout: float | None) -> bytes:
+        try:
+            return self._wait(self._models.stream_unary(_path("SubmitModelUpdateStream")), iter(upload), timeout)
+        except grpc.RpcError:
+            if upload.error is not None:  # grpc would say no more than that the iterator raised
+                raise upload.error from None
+            raise
 
     def _unary(self, channel: grpc.Channel, name: str, data: bytes, timeout: float | None) -> bytes:
         return self._wait(channel.unary_unary(_path(name)), data, timeout)
@@ -127,6 +130,22 @@ class GrpcConnection(Connection):
             except grpc.FutureCancelledError:
                 raise ConnectionLost("the connection was closed") from None
         return data
+
+
+class _Upload:
+    """The messages of an upload; remembers what went wrong while it was read."""
+
+    def __init__(self, header: pb.UpdateHeader, body: Body, total: int, chunk_bytes: int):
+        self._header, self._body, self._total, self._chunk_bytes = header, body, total, chunk_bytes
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield pb.ModelUpdateChunk(header=self._header).SerializeToString()
+        try:
+            yield from chunks(pb.ModelUpdateChunk, self._body, self._total, self._chunk_bytes)
+        except Exception as error:
+            self.error = error
+            raise
 
 
 class _Tracked:

@@ -6,9 +6,8 @@ import asyncio
 import queue
 from collections.abc import AsyncIterator, Iterator
 
-from fedcore.transports.grpc.framing import Assembly
-
 from fedcore.errors import ConnectionLost, DeadlineExceeded
+from fedcore.transports.grpc.framing import Assembly
 
 _AHEAD = 4  # chunks read before they are asked for: enough to keep the wire busy
 _END = None

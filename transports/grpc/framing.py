@@ -12,11 +12,11 @@ from typing import TypeAlias, TypeVar
 
 import google_crc32c
 import numpy as np
-from fedcore.protos import fedcore_pb2 as pb
 from google.protobuf.message import DecodeError as ProtobufError
 from google.protobuf.message import Message
 
-from fedcore.errors import ChecksumError, DecodeError, ProtocolError
+from fedcore.errors import ChecksumError, DecodeError, Incomplete, ProtocolError
+from fedcore.protos import fedcore_pb2 as pb
 from fedcore.transport import Body, Buffer
 
 M = TypeVar("M", bound=Message)
@@ -175,10 +175,10 @@ class Assembly:
         """Check that the body is whole.
 
         Raises:
-            ProtocolError: it is not.
+            Incomplete: it is not.
         """
         if not self._final:
-            raise ProtocolError(f"the stream ended after {self._received} of {self.total} bytes", reason="INCOMPLETE")
+            raise Incomplete(f"the stream ended after {self._received} of {self.total} bytes")
 
     def _check_size(self, nbytes: int, count: int, *, final: bool) -> None:
         if nbytes > self.largest:

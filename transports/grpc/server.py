@@ -17,12 +17,6 @@ from secrets import token_hex
 from typing import Any, NoReturn
 
 import grpc
-from fedcore.protos import fedcore_pb2 as pb
-from fedcore.transports.grpc import status, wire
-from fedcore.transports.grpc.feed import Feed
-from fedcore.transports.grpc.framing import Assembly, chunks, parse, with_body, without_body
-from fedcore.transports.grpc.options import server_options
-from fedcore.transports.grpc.policy import TransferPolicy
 from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
@@ -30,8 +24,14 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from fedcore.errors import AddressError, FedcoreError, ProtocolError, RemoteError
 from fedcore.messages import Assigned, Fetch, Pull, StatusQuery
+from fedcore.protos import fedcore_pb2 as pb
 from fedcore.security import Identity
 from fedcore.transport import Body, Handler, Listener, Reply, Request
+from fedcore.transports.grpc import status, wire
+from fedcore.transports.grpc.feed import Feed
+from fedcore.transports.grpc.framing import Assembly, chunks, parse, with_body, without_body
+from fedcore.transports.grpc.options import server_options
+from fedcore.transports.grpc.policy import TransferPolicy
 
 log = logging.getLogger(__name__)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from fedcore.errors import ConfigError
+from fedcore.transport import Connection, Handler, Listener, Transport
 from fedcore.transports.grpc.client import GrpcConnection
 from fedcore.transports.grpc.options import check_plaintext, parse
 from fedcore.transports.grpc.policy import TransferPolicy
 from fedcore.transports.grpc.server import GrpcListener
-
-from fedcore.errors import ConfigError
-from fedcore.transport import Connection, Handler, Listener, Transport
 
 CHUNK_BYTES = 1 << 20
 """1 MiB: larger chunks (the reference design has 50 MB) leave the allocator's fast path and cost a factor of 3 to 5."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedcore.protos import fedcore_pb2 as pb
-
 from fedcore.errors import DecodeError, ProtocolError
 from fedcore.messages import (
     Assigned,
@@ -32,6 +30,7 @@ from fedcore.messages import (
     Value,
     Wait,
 )
+from fedcore.protos import fedcore_pb2 as pb
 
 
 def _enum(kind: Any, number: int, of: Any) -> Any:

@@ -3,14 +3,14 @@ import tracemalloc
 import lz4.frame
 import pytest
 import torch
+
+from fedcore import registry
+from fedcore.codec import Codec, buffers, joined
 from fedcore.codecs.lz4 import Lz4
 from fedcore.codecs.msgpack import Msgpack
 from fedcore.codecs.protobuf import Protobuf
 from fedcore.codecs.safetensors import Safetensors
 from fedcore.codecs.torch import Torch
-
-from fedcore import registry
-from fedcore.codec import Codec, buffers, joined
 from fedcore.errors import ConfigError, DecodeError
 from fedcore.messages import TensorInfo
 from fedcore.parameters import DTYPES, Spec

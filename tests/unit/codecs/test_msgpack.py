@@ -4,9 +4,9 @@ import msgpack
 import numpy as np
 import pytest
 import torch
-from fedcore.codecs.msgpack import Msgpack
 
 from fedcore.codec import joined
+from fedcore.codecs.msgpack import Msgpack
 from fedcore.errors import ConfigError, DecodeError
 from fedcore.messages import TensorInfo
 from fedcore.parameters import Spec

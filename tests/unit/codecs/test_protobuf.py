@@ -1,11 +1,11 @@
 import pytest
 import torch
-from fedcore.codecs.protobuf import Protobuf, parameters_to_proto, proto_to_parameters
-from fedcore.protos.fedcore_pb2 import ModelParameters
 
+from fedcore.codecs.protobuf import Protobuf, parameters_to_proto, proto_to_parameters
 from fedcore.errors import ConfigError, DecodeError, SchemaMismatch
 from fedcore.messages import TensorInfo
 from fedcore.parameters import DTYPES, Spec, digest
+from fedcore.protos.fedcore_pb2 import ModelParameters
 
 CODEC = Protobuf()
 TWO = {"w": torch.tensor([[1.0, 2.0]]), "on": torch.tensor([True, False])}

@@ -7,9 +7,9 @@ import pytest
 import safetensors
 import safetensors.torch as library
 import torch
-from fedcore.codecs.safetensors import Safetensors, load, save
 
 from fedcore.codec import joined
+from fedcore.codecs.safetensors import Safetensors, load, save
 from fedcore.errors import DecodeError, SchemaMismatch
 from fedcore.messages import TensorInfo
 from fedcore.parameters import DTYPES, Spec, digest, raw_bytes, shards

@@ -5,10 +5,10 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from fedcore.codecs.torch import Torch
 
 from fedcore import registry
 from fedcore.codec import buffers
+from fedcore.codecs.torch import Torch
 from fedcore.errors import CodecRefused, DecodeError, MissingDependency
 from fedcore.messages import TensorInfo
 from fedcore.parameters import Spec

@@ -1,0 +1,194 @@
+"""Bodies come in however they were cut, and what is not what it claims is refused before it costs anything."""
+
+import tracemalloc
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedcore.broadcast import encode
+from fedcore.codec import REFERENCE, Held
+from fedcore.codecs.msgpack import Msgpack
+from fedcore.codecs.safetensors import Safetensors
+from fedcore.errors import ChecksumError, ConnectionLost, DecodeError, SchemaMismatch
+from fedcore.intake import frames, plan, receive
+from fedcore.messages import Manifest
+from fedcore.parameters import Spec, digest
+
+FAST = settings(max_examples=60, deadline=None, database=None)
+
+
+def model():
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(60, 50, generator=generator)
+    return {"w": weight, "s": torch.tensor(1.5), "e": torch.empty(0, 3), "n": torch.tensor(3), "tied": weight}
+
+
+def encoded(parameters=None, codec=None, shard_bytes=4096):
+    parameters = model() if parameters is None else parameters
+    spec = Spec.of(parameters)
+    payload = encode(parameters, spec, digest(parameters, spec), codec or Safetensors(), shard_bytes)
+    return payload.manifest, b"".join(bytes(memoryview(part)) for part in payload.body), spec
+
+
+def cut(body, sizes):
+    """Cut a body into buffers of these sizes, over and over; a size of 0 gives an empty buffer."""
+    at = 0
+    while at < len(body):
+        for size in sizes:
+            yield memoryview(body)[at : at + size]
+            at += size
+
+
+class Untouchable:
+    """A body that must not be read."""
+
+    def __iter__(self):
+        raise AssertionError("the body was read")
+
+
+def refused(manifest, body, spec, reason, kind=DecodeError):
+    with pytest.raises(kind) as caught:
+        receive(manifest, body, spec, Safetensors())
+    assert caught.value.reason == reason
+
+
+@FAST
+@given(sizes=st.lists(st.integers(0, 9000), min_size=1, max_size=6).filter(any), codec=st.sampled_from([Safetensors(), Msgpack()]))
+def test_any_chunking_gives_the_same_payload(sizes, codec):
+    manifest, body, spec = encoded(codec=codec)
+    got = receive(manifest, cut(body, sizes), spec, codec)
+    assert list(got) == list(model())
+    assert digest(got, spec) == digest(model())
+    assert got["tied"] is got["w"]
+
+
+@FAST
+@given(st.lists(st.binary(max_size=40), max_size=8), st.lists(st.integers(0, 30), min_size=1, max_size=5).filter(any))
+def test_frames_are_cut_anew_whatever_the_chunks(wanted, sizes):
+    manifest = Manifest("c", 4096, tuple(map(len, wanted)))
+    assert [bytes(frame) for frame in frames(manifest, cut(b"".join(wanted), sizes))] == wanted
+
+
+def test_one_chunk_that_holds_all_frames_is_not_copied():
+    body = bytearray(b"aabbb")
+    first, second = frames(Manifest("c", 4096, (2, 3)), [body])
+    body[:] = b"xxyyy"
+    assert (bytes(first), bytes(second)) == (b"xx", b"yyy")
+
+
+def test_w11_nothing_has_a_frame_of_its_own():
+    manifest, body, spec = encoded({})
+    assert len(manifest.frames) == 1
+    assert receive(manifest, [body], spec, Safetensors()) == {}
+
+
+@pytest.mark.parametrize("missing", [1, 100, 5000])
+def test_k3_a_body_that_ends_early(missing):
+    manifest, body, spec = encoded()
+    refused(manifest, cut(body[:-missing], [1000]), spec, "INCOMPLETE")
+
+
+def test_k1_no_body_at_all():
+    manifest, _, spec = encoded()
+    refused(manifest, [], spec, "INCOMPLETE")
+
+
+@pytest.mark.parametrize("chunks", [lambda b: [b + b"x"], lambda b: [b, b"x"], lambda b: [b, b"", b"", b"x"]])
+def test_k7_a_body_that_goes_on(chunks):
+    manifest, body, spec = encoded()
+    refused(manifest, chunks(body), spec, "LENGTH_MISMATCH")
+
+
+def test_empty_buffers_behind_the_end_are_harmless():
+    manifest, body, spec = encoded()
+    receive(manifest, [b"", body, b"", b""], spec, Safetensors())
+
+
+@pytest.mark.parametrize("lie", [1 << 40, 1 << 62, (1 << 63) - 1, -1])
+@pytest.mark.parametrize("index", [0, -1])
+def test_k8_w7_a_frame_of_impossible_length_is_refused_before_anything_is_read_or_allocated(lie, index):
+    manifest, _, spec = encoded()
+    lengths = list(manifest.frames)
+    lengths[index] = lie
+    tracemalloc.start()
+    try:
+        refused(replace(manifest, frames=tuple(lengths)), Untouchable(), spec, "TOO_LARGE")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("change", [lambda f: (*f, 0), lambda f: f[:-1], lambda f: (), lambda f: f * 1000])
+def test_k8_more_or_fewer_frames_than_the_payload_has(change):
+    manifest, _, spec = encoded()
+    refused(replace(manifest, frames=change(manifest.frames)), Untouchable(), spec, "LENGTH_MISMATCH")
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, (1 << 30) + 1, 1 << 62, -1])
+def test_k8_shards_of_impossible_size(size):
+    manifest, _, spec = encoded()
+    refused(replace(manifest, shard_bytes=size), Untouchable(), spec, "LENGTH_MISMATCH")
+
+
+def test_another_cut_than_the_manifests_is_noticed():
+    manifest, body, spec = encoded(shard_bytes=4096)
+    refused(replace(manifest, shard_bytes=8192), [body], spec, "LENGTH_MISMATCH")
+
+
+def test_the_plan_is_the_cut_of_the_sender():
+    manifest, _, spec = encoded()
+    assert [shard.spec.nbytes <= length for shard, length in zip(plan(manifest, spec), manifest.frames, strict=True)] == [
+        True
+    ] * len(manifest.frames)
+
+
+def test_u24_a_bit_that_changed_is_a_checksum_error_that_may_be_retried():
+    manifest, body, spec = encoded()
+    changed = bytearray(body)
+    changed[-5] ^= 1  # inside the last tensor
+    refused(manifest, [changed], spec, "CHECKSUM", ChecksumError)
+    assert ChecksumError.retryable
+
+
+def test_u24_a_digest_of_another_payload():
+    manifest, body, spec = encoded()
+    refused(replace(manifest, digest="0" * 64), [body], spec, "CHECKSUM", ChecksumError)
+    refused(replace(manifest, digest=""), [body], spec, "CHECKSUM", ChecksumError)
+
+
+def test_w12_bytes_that_are_no_frame():
+    manifest, body, spec = encoded()
+    with pytest.raises(DecodeError):
+        receive(manifest, [bytes(len(body))], spec, Safetensors())
+
+
+def test_what_breaks_off_raises_what_the_transport_raised():
+    manifest, body, spec = encoded()
+
+    def breaks():
+        yield body[:100]
+        raise ConnectionLost("gone")
+
+    with pytest.raises(ConnectionLost, match="gone"):
+        receive(manifest, breaks(), spec, Safetensors())
+
+
+class TestByReference:
+    def test_the_tensors_themselves_arrive(self):
+        parameters = model()
+        spec = Spec.of(parameters)
+        payload = encode(parameters, spec, "", None, 4096)
+        assert (payload.manifest.codec, payload.manifest.digest) == (REFERENCE, "")
+        assert receive(payload.manifest, payload.body, spec, None)["w"] is parameters["w"]
+
+    def test_they_are_checked(self):
+        with pytest.raises(SchemaMismatch, match="'s' is missing"):
+            receive(Manifest(REFERENCE, 4096, (0,)), [Held({"w": model()["w"]})], Spec.of(model()), None)
+
+    @pytest.mark.parametrize("body", [[], [b""], [b"bytes"]])
+    def test_bytes_are_no_objects(self, body):
+        with pytest.raises(DecodeError, match="by reference"):
+            receive(Manifest(REFERENCE, 4096, (0,)), body, Spec.of(model()), None)

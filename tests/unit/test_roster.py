@@ -1,0 +1,136 @@
+"""Who is registered: sessions fence one another, leases run out, and the quorum has a beginning."""
+
+import pytest
+
+from fedcore.errors import ConfigError, Fenced, NotRegistered, RunChanged
+from fedcore.messages import Beat, ClientStatus, Session, Status
+from fedcore.roster import Roster
+
+
+@pytest.fixture
+def roster():
+    return Roster("run", quorum=2, lease=30.0)
+
+
+def join(roster, name, now=0.0, token="t", evaluates=False):
+    return roster.register(name, token, evaluates=evaluates, now=now)
+
+
+def beat(status=Status.TRAINING, step=0, total=0, number=0):
+    return Beat(Session("run", "a", "t"), status, step, total, number)
+
+
+def test_a_member_speaks_under_its_session(roster):
+    assert join(roster, "a") is False
+    member = roster.member(Session("run", "a", "t"), 5.0)
+    assert (member.client_id, member.last_seen) == ("a", 5.0)
+
+
+@pytest.mark.parametrize(
+    ("session", "kind"),
+    [
+        (Session("other", "a", "t"), RunChanged), (Session("", "a", "t"), RunChanged),
+        (Session("run", "b", "t"), NotRegistered), (Session("run", "", "t"), NotRegistered),
+        (Session("run", "a", "u"), Fenced), (Session("run", "a", ""), Fenced),
+    ],
+)  # fmt: skip
+def test_r12_m1_w3_other_sessions_are_refused_and_keep_nobody_alive(roster, session, kind):
+    join(roster, "a")
+    with pytest.raises(kind):
+        roster.member(session, 29.0)
+    assert [member.client_id for member in roster.expire(30.0)] == ["a"]
+
+
+def test_a_refusal_shows_only_the_beginning_of_a_name(roster):
+    with pytest.raises(NotRegistered) as caught:
+        roster.member(Session("run", "x" * 5000 + "\n", "t"), 0.0)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a" * 65, "a\n"])
+def test_w14_only_client_ids_are_registered(roster, name):
+    with pytest.raises(ConfigError):
+        join(roster, name)
+    assert roster.members == {}
+
+
+def test_r7_a_newer_process_fences_the_older(roster):
+    join(roster, "a", token="old")
+    assert join(roster, "a", token="new") is True
+    with pytest.raises(Fenced, match="'a'"):
+        roster.member(Session("run", "a", "old"), 1.0)
+    assert roster.member(Session("run", "a", "new"), 1.0).client_id == "a"
+
+
+def test_i15_a_lease_runs_out_exactly_when_it_says(roster):
+    join(roster, "a", now=0.0), join(roster, "b", now=10.0)
+    assert roster.next_expiry() == 30.0
+    assert roster.expire(29.999) == []
+    assert [member.client_id for member in roster.expire(30.0)] == ["a"]
+    assert roster.next_expiry() == 40.0
+    roster.member(Session("run", "b", "t"), 35.0)
+    assert roster.expire(64.9) == []
+    assert [member.client_id for member in roster.expire(65.0)] == ["b"]
+    assert roster.next_expiry() is None
+
+
+def test_w15_nothing_is_kept_of_a_client_that_is_gone(roster):
+    for index in range(50):
+        join(roster, f"c{index}", now=float(index))
+        roster.expire(index + 30.0)
+    assert len(roster.members) == 0
+
+
+def test_the_quorum_has_a_beginning_and_an_end(roster):
+    join(roster, "a", now=1.0)
+    assert roster.quorum_since is None
+    join(roster, "b", now=2.0)
+    join(roster, "c", now=3.0)
+    assert roster.quorum_since == 2.0
+    roster.member(Session("run", "c", "t"), 20.0)
+    roster.expire(32.5)
+    assert roster.quorum_since is None
+    join(roster, "a", now=40.0)
+    assert roster.quorum_since == 40.0
+
+
+def test_a_client_in_error_is_there_but_not_available(roster):
+    for name in "cab":
+        join(roster, name, evaluates=name != "c")
+    assert roster.available == ["a", "b", "c"]
+    assert roster.evaluators() == ["a", "b"]
+    roster.members["a"].note(beat(Status.ERROR))
+    roster.watch(7.0)
+    assert roster.available == ["b", "c"]
+    assert roster.evaluators() == ["b"]
+    assert roster.quorum_since == 0.0
+    roster.members["b"].note(beat(Status.ERROR))
+    roster.watch(8.0)
+    assert roster.quorum_since is None
+
+
+def test_a_beat_says_whether_anything_is_new(roster):
+    join(roster, "a")
+    member = roster.members["a"]
+    assert member.note(beat(step=1, total=9, number=2))
+    assert not member.note(beat(step=1, total=9, number=2))
+    assert member.note(beat(step=2, total=9, number=2))
+    assert (member.status, member.step, member.total, member.round) == (Status.TRAINING, 2, 9, 2)
+
+
+def test_who_has_not_heard_the_end(roster):
+    for name in "abc":
+        join(roster, name)
+    assert roster.untold == 3
+    roster.members["a"].told = True
+    roster.members["b"].note(beat(Status.ERROR))
+    assert roster.untold == 1
+
+
+def test_the_description_is_sorted_and_complete(roster):
+    join(roster, "b", now=1.0), join(roster, "a", now=2.0)
+    roster.members["a"].note(beat(step=3, total=4, number=5))
+    assert roster.describe(12.0, {"b": (6, 7)}) == (
+        ClientStatus("a", Status.TRAINING, 5, 3, 4, 10.0, 0, 0),
+        ClientStatus("b", Status.IDLE, 0, 0, 0, 11.0, 6, 7),
+    )
