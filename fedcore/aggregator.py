@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -47,7 +47,7 @@ Result: TypeAlias = "Update | tuple[Parameters, int]"
 Weighting: TypeAlias = Literal["examples", "uniform"] | Callable[[Update], float]
 
 _UNIFORM = 1 << 12  # any constant; this one leaves the fixed point 12 more bits than 1 would
-_FRACTION = 1 << 20  # weights from a callable are multiples of 1 / _FRACTION
+_FRACTION_BITS = 20  # of weights that need not be whole: those of a callable, and those that are cut to a share
 
 
 class Aggregator(ABC):
@@ -164,12 +164,14 @@ class FedAvgAggregator(Aggregator):
         self.retains = max_share is not None
         self.mergeable = max_share is None
         self.weight = 0
-        self._held: list[tuple[int, str, str, Update]] = []
+        self._fraction_bits = _FRACTION_BITS if callable(weighting) or max_share is not None else 0
+        self._held: list[tuple[int, str, str, int, Update]] = []
+        self._arrivals = 0
         self._spec: Spec | None = None
         self._sums: dict[str, FixedPointSum] = {}
         self._largest: dict[str, Tensor] = {}
         if base is not None:
-            self._start(base, {name: extent(tensor) for name, tensor in base.items()})
+            self._start(base, [base])
 
     def check(self, update: Update) -> None:
         """Check shape, weight and range of an update.
@@ -193,7 +195,8 @@ class FedAvgAggregator(Aggregator):
             self._fold(update.parameters, self._weigh(update))
             return
         self.check(update)
-        heapq.heappush(self._held, (self._weigh(update), update.client_id, update.digest, update))
+        self._arrivals += 1  # tells apart what nothing else does, and what is therefore the same
+        heapq.heappush(self._held, (self._weigh(update), update.client_id, update.digest, self._arrivals, update))
         if len(self._held) > int(1 / self.max_share):
             weight, *_, lightest = heapq.heappop(self._held)
             self._fold(lightest.parameters, weight)
@@ -219,7 +222,7 @@ class FedAvgAggregator(Aggregator):
             first = listed[0].parameters
             for update in listed:
                 Spec.of(first).check(update.parameters)
-            self._start(first, {name: max(extent(u.parameters[name]) for u in listed) for name in first})
+            self._start(first, [update.parameters for update in listed])
         return super().aggregate(listed)
 
     def partial(self) -> Parameters:
@@ -244,12 +247,13 @@ class FedAvgAggregator(Aggregator):
             self._take_largest({name: partial[f"max/{name}"] for name in self._largest})
         self.weight += int(partial["weight"])
 
-    def _start(self, like: Mapping[str, Tensor], bounds: Mapping[str, float]) -> None:
+    def _start(self, like: Mapping[str, Tensor], bounding: Sequence[Mapping[str, Tensor]]) -> None:
         self._spec = Spec.of(like)
         for info in self._spec.entries:
             tensor = like[info.name]
             if tensor.is_floating_point():
-                self._sums[info.name] = FixedPointSum(tensor.shape, tensor.dtype, bounds[info.name])
+                bound = max(extent(parameters[info.name]) for parameters in bounding)
+                self._sums[info.name] = FixedPointSum(tensor.shape, tensor.dtype, bound, self._fraction_bits)
             else:
                 self._largest[info.name] = tensor.detach().cpu().clone()
 
@@ -259,12 +263,12 @@ class FedAvgAggregator(Aggregator):
         return self._spec
 
     def _weigh(self, update: Update) -> int:
+        value = self.weighting(update) if callable(self.weighting) else update.num_examples
         if self.weighting == "uniform":
-            return _UNIFORM
-        value = update.num_examples if self.weighting == "examples" else self.weighting(update)
+            value = _UNIFORM
         if not math.isfinite(value) or value <= 0:
             raise InvalidWeight(f"the weight of client {update.client_id!r} must be a positive number, not {value!r}")
-        return int(value) if self.weighting == "examples" else max(1, round(value * _FRACTION))
+        return max(1, round(value * (1 << self._fraction_bits)))
 
     def _fold(self, parameters: Mapping[str, Tensor], weight: int) -> None:
         for name, total in self._sums.items():
@@ -281,7 +285,7 @@ class FedAvgAggregator(Aggregator):
 
     def _capped(self) -> Iterator[tuple[int, Update]]:
         """Yield the held updates with weights cut so that none exceeds ``max_share`` of the total they then make."""
-        heaviest = sorted(self._held, key=lambda held: held[:3], reverse=True)
+        heaviest = sorted(self._held, key=lambda held: held[:4], reverse=True)
         cap = _cap([weight for weight, *_ in heaviest], self.weight, self.max_share or 1.0)
         for weight, *_, update in heaviest:
             yield min(weight, cap), update
@@ -295,6 +299,6 @@ def _cap(heaviest: list[int], rest: int, share: float) -> int:
             return 1
         cap = share * (rest + sum(heaviest[count:])) / free
         if weight <= cap:
-            return heaviest[count - 1] if count == 0 else max(1, int(cap))
+            return weight if count == 0 else max(1, int(cap))
     free = 1 - len(heaviest) * share
     return max(1, int(share * rest / free)) if free > 0 and rest else 1

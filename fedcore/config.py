@@ -67,6 +67,11 @@ class ServerConfig:
                 f"ServerConfig.heartbeat_timeout is {self.heartbeat_timeout:g} s, not above heartbeat_interval "
                 f"{self.heartbeat_interval:g} s: every client would count as lost"
             )
+        if self.policy is not None and not isinstance(self.policy, RoundPolicy):
+            raise ConfigError(f"ServerConfig.policy must be a RoundPolicy, not {self.policy!r}")
+        names = self.accept_codecs
+        if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
+            raise ConfigError(f"ServerConfig.accept_codecs must be a list of names, not {names!r}")
         if not 4096 <= self.shard_bytes <= 1 << 30:
             raise ConfigError(f"ServerConfig.shard_bytes must be from 4 KiB to 1 GiB, not {self.shard_bytes}")
 

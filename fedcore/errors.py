@@ -218,11 +218,34 @@ def _tree(root: type[FedcoreError]) -> Iterator[type[FedcoreError]]:
         yield from _tree(child)
 
 
+_FINER: dict[str, type[FedcoreError]] = {
+    "BAD_CLIENT_ID": ConfigError,
+    "INSECURE_ADDRESS": AddressError,
+    "BAD_DTYPE": SchemaMismatch,
+    "TOO_MANY_FIELDS": BadMetric,
+    "BASE_MISMATCH": UpdateRejected,
+    "ROUND_ALREADY_ANSWERED": UpdateRejected,
+    "LENGTH_MISMATCH": DecodeError,
+    "UNDECODABLE": DecodeError,
+    "BAD_TYPE": DecodeError,
+    "PROTOCOL_VERSION": ProtocolError,
+    "NOT_SELECTED": ProtocolError,
+    "EMPTY_STREAM": ProtocolError,
+    "BAD_SEQUENCE": ProtocolError,
+    "BAD_CHUNK_SIZE": ProtocolError,
+    "UNKNOWN_ENUM": ProtocolError,
+    "STALLED_STREAM": DeadlineExceeded,
+}
+"""Reasons finer than a class, and the class that carries them."""
+
+
 def from_reason(reason: str, message: str) -> FedcoreError:
     """Rebuild the error that ``reason`` names, as a border does with one that crossed a wire.
 
-    Reasons finer than a class keep their own name on the nearest class; unknown ones become :class:`RemoteError`.
+    Reasons finer than a class keep their own name on the class that carries them; unknown ones become :class:`RemoteError`.
     """
+    if finer := _FINER.get(reason):
+        return finer(message, reason=reason)
     for kind in _tree(FedcoreError):
         if kind.reason == reason:
             return kind(message)

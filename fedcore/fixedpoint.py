@@ -36,12 +36,13 @@ class FixedPointSum:
         shape: of every term.
         dtype: of every term, and of the mean.
         bound: the magnitude that sets the unit; 0 stands for 1.
+        fraction_bits: how many bits of the weights stand for a fraction; the unit is as much coarser, the mean is not.
     """
 
-    def __init__(self, shape: torch.Size, dtype: torch.dtype, bound: float):
+    def __init__(self, shape: torch.Size, dtype: torch.dtype, bound: float, fraction_bits: int = 0):
         self.shape, self.dtype = shape, dtype
         exponent = math.frexp(bound)[1] if bound > 0 and math.isfinite(bound) else 0
-        self.shift = _PRECISION.get(dtype, _DEFAULT_PRECISION) - max(exponent, -512)
+        self.shift = _PRECISION.get(dtype, _DEFAULT_PRECISION) - max(exponent, -512) - fraction_bits
         self.low = torch.zeros(math.prod(shape), dtype=torch.int64)
         self.high: Tensor | None = None
         self._filled = 0.0  # a bound of |low|
@@ -55,7 +56,7 @@ class FixedPointSum:
         magnitude = extent(value)
         bits = math.log2(magnitude) + math.log2(weight) + self.shift if magnitude else 0.0
         if not bits <= _LIMIT:
-            most = 2.0 ** (_LIMIT - self.shift) / weight
+            most = math.ldexp(1.0, min(_LIMIT - self.shift, 1023)) / weight
             raise OutOfRange(f"tensor {name!r} holds {magnitude:.6g}; with weight {weight} at most {most:.6g} can be summed")
         return float(2.0**bits)
 
@@ -72,7 +73,7 @@ class FixedPointSum:
         scale = math.ldexp(weight, self.shift)
         flat = value.detach().reshape(-1)
         for start in range(0, flat.numel(), _BLOCK):
-            term = flat[start : start + _BLOCK].double().mul_(scale).round_()
+            term = flat[start : start + _BLOCK].to(torch.float64, copy=True).mul_(scale).round_()
             if wide:
                 self._add_wide(start, term)
             else:
@@ -87,7 +88,7 @@ class FixedPointSum:
         out = torch.empty(self.low.numel(), dtype=self.dtype)
         for start in range(0, out.numel(), _BLOCK):
             block = slice(start, start + _BLOCK)
-            out[block] = self._total(block).div_(weight).mul_(math.ldexp(1.0, -self.shift)).to(self.dtype)
+            out[block] = _rounded(self._total(block).div_(weight).mul_(math.ldexp(1.0, -self.shift)), self.dtype)
         return out.view(self.shape)
 
     def parts(self) -> dict[str, Tensor]:
@@ -131,3 +132,18 @@ class FixedPointSum:
         # normalised words: both conversions are exact, so the one rounding is the same as with a single word
         high = self.high[block] + (low >> _CARRY)
         return high.double().mul_(2.0**_CARRY) + (low & _LOW).double()
+
+
+def _rounded(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round float64 to ``dtype`` once.
+
+    torch goes to 8 and 16 bits by way of float32, which rounds twice. Rounding to odd on the way makes the two one: of the
+    float32 neighbours of an inexact value the odd one is taken, which is never a tie of the narrower type.
+    """
+    if dtype.itemsize >= torch.float32.itemsize:
+        return exact.to(dtype)
+    near = exact.float()
+    error = exact - near.double()
+    other = torch.nextafter(near, torch.copysign(torch.full_like(near, torch.inf), error.float()))
+    keep = (error == 0) | (near.view(torch.int32) & 1 == 1)
+    return torch.where(keep, near, other).to(dtype)

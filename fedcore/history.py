@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -64,8 +65,8 @@ class History(list[tuple[int, dict[str, float]]]):
         return next((r.metrics for r in reversed(self.rounds) if r.outcome == "committed"), {})
 
     def to_json(self, **extra: Any) -> str:
-        """Return the history as JSON text: ``extra`` and a list ``rounds`` of all records."""
-        return json.dumps({**extra, "rounds": [asdict(record) for record in self.rounds]}, indent=2)
+        """Return the history as JSON text: ``extra`` and a list ``rounds`` of all records; what is not finite becomes null."""
+        return json.dumps({**extra, "rounds": [_plain(record) for record in self.rounds]}, indent=2, allow_nan=False)
 
     def plot(self, path: str | Path, title: str = "") -> Path:
         """Draw the server's loss and metrics over the rounds into a picture at ``path``.
@@ -95,3 +96,8 @@ class History(list[tuple[int, dict[str, float]]]):
             figure.suptitle(title)
         figure.savefig(path, dpi=144)
         return Path(path)
+
+
+def _plain(record: RoundRecord) -> dict[str, Any]:
+    metrics = {name: value if math.isfinite(value) else None for name, value in record.metrics.items()}
+    return {**asdict(record), "metrics": metrics}

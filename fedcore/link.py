@@ -181,7 +181,12 @@ class Link:
         failures = 0
         while not self._over:
             self.update_status(Status.WAITING)
-            reply = self.call(lambda session: Pull(session, _HOLD))
+            try:
+                reply = self.call(lambda session: Pull(session, _HOLD))
+            except FedcoreError:
+                if self._over:  # the heartbeat heard of the end, and the server is gone
+                    break
+                raise
             if isinstance(reply.message, Finished):
                 self._over = reply.message
             elif isinstance(reply.message, Assigned):

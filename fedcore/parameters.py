@@ -44,6 +44,7 @@ DTYPES: dict[str, torch.dtype] = {
 """The closed list of dtypes a payload may have: every one torch trains in or keeps in a buffer."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 _MAX_DIMS, _MAX_NAME, _ALIGN = 16, 1024, 64
 
 
@@ -107,14 +108,15 @@ class Spec:
         """
         seen: dict[str, TensorInfo] = {}
         for info in infos:
-            shown = repr(info.name[:80])
-            if not 0 < len(info.name) <= _MAX_NAME or not info.name.isprintable():
+            shown = repr(str(info.name)[:80])
+            if not isinstance(info.name, str) or not 0 < len(info.name) <= _MAX_NAME or not info.name.isprintable():
                 raise SchemaMismatch(f"tensor name {shown} must be 1 to {_MAX_NAME} printable characters")
             if info.name in seen:
                 raise SchemaMismatch(f"tensor {shown} appears twice")
             if info.dtype not in DTYPES:
                 raise SchemaMismatch(f"tensor {shown}: unknown dtype {info.dtype[:40]!r}", reason="BAD_DTYPE")
-            if len(info.shape) > _MAX_DIMS or any(d < 0 for d in info.shape) or math.prod(info.shape) >= 1 << 48:
+            sizes = [*info.shape, math.prod(size or 1 for size in info.shape)]
+            if len(info.shape) > _MAX_DIMS or any(not 0 <= size < 1 << 48 for size in sizes):
                 raise SchemaMismatch(f"tensor {shown}: impossible shape {info.shape[:_MAX_DIMS]}")
             target = seen.get(info.alias_of)
             if info.alias_of and (
@@ -230,8 +232,8 @@ def extent(tensor: Tensor) -> float:
     if not tensor.numel():
         return 0.0
     plain = tensor.detach()
-    if plain.dtype.itemsize == 1:  # float8 has no arithmetic of its own
-        plain = plain.float()
+    if plain.dtype.itemsize == 1 or plain.dtype in _UNSIGNED:  # torch cannot compare these as they are
+        plain = plain.double()
     low, high = torch.aminmax(plain)
     return max(abs(float(low)), abs(float(high))) if low == low else math.nan
 
@@ -363,7 +365,7 @@ def _shaped(memory: Tensor, info: TensorInfo) -> Tensor:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return _storage(a) == _storage(b) or torch.equal(a, b)
+    return _storage(a) == _storage(b) or np.array_equal(raw_bytes(a), raw_bytes(b))
 
 
 def _check_tensor(info: TensorInfo, value: object) -> None:

@@ -47,7 +47,7 @@ def register(shelf: str, name: str, factory: Callable[..., Any]) -> None:
         raise UnknownName(f"no shelf {shelf!r}; there are {', '.join(_SHELVES)}")
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is not a name: lower-case letters, digits and underscores, at most 32")
-    if _registered.setdefault((shelf, name), factory) is not factory:
+    if name in _on_shelf(shelf) or _registered.setdefault((shelf, name), factory) is not factory:
         raise ConfigError(f"{shelf} already has a {name!r}")
 
 

@@ -125,10 +125,10 @@ class TestMean:
         one.parameters["w"].fill_(9), one.parameters["n"].fill_(9)
         assert (made["w"].item(), made["n"].item()) == (1.0, 1)
 
-    @pytest.mark.parametrize("aggregator", [FedAvgAggregator({"w": torch.ones(1)}), FedAvgAggregator({"w": torch.ones(1)}, max_share=0.5)])
-    def test_c9_no_updates_have_no_mean(self, aggregator):
+    @pytest.mark.parametrize("share", [None, 0.5])
+    def test_c9_no_updates_have_no_mean(self, share):
         with pytest.raises(AggregationError, match="no updates"):
-            aggregator.result()
+            FedAvgAggregator({"w": torch.ones(1)}, max_share=share).result()
 
     def test_streaming_needs_the_model(self):
         with pytest.raises(ConfigError, match="base"):
@@ -271,7 +271,6 @@ class TestCap:
         wanted = capped(weights, share)
         np.testing.assert_allclose(shares(weights, share), wanted / wanted.sum(), rtol=1e-4)
 
-    @pytest.mark.xfail(reason="_cap returns the lightest held weight when nothing needs cutting", strict=True)
     @pytest.mark.parametrize(
         ("weights", "share"), [([3000, 2500, 2000, 2500], 0.5), ([40, 30, 30], 0.4), ([9, 8, 7, 6, 5, 4], 0.25)]
     )
@@ -282,7 +281,6 @@ class TestCap:
     def test_a_cap_that_nobody_reaches_changes_nothing(self, weights, share):
         np.testing.assert_allclose(shares(weights, share), np.array(weights) / sum(weights), rtol=1e-9)
 
-    @pytest.mark.xfail(reason="the cap is rounded down to a whole weight, so small weights are cut too much", strict=True)
     def test_small_weights_are_cut_exactly_too(self):
         wanted = capped([10, 1, 1], 0.4)
         np.testing.assert_allclose(shares([10, 1, 1], 0.4), wanted / wanted.sum(), rtol=1e-5)
@@ -308,9 +306,8 @@ class TestCap:
         assert aggregator.retains
         for index in range(5):
             aggregator.add(update(1, 1000 + index, f"c{index}"))
-        assert aggregator.weight == 1000 + 1001 + 1002  # what is folded already
+        assert aggregator.weight == (1000 + 1001 + 1002) << 20  # what is folded already, in fractions
 
-    @pytest.mark.xfail(reason="equal weights without client id and digest make the heap compare Updates: TypeError", strict=True)
     def test_pairs_of_equal_weight(self):
         pairs = [({"w": torch.tensor([value, value])}, 10) for value in (1.0, 2.0, 3.0)]
         assert FedAvgAggregator(max_share=0.5).aggregate(pairs)["w"].tolist() == [2.0, 2.0]

@@ -68,10 +68,6 @@ FINER = [
 ]  # fmt: skip
 
 
-@pytest.mark.xfail(
-    reason="from_reason matches class reasons alone: a finer reason comes back as RemoteError and loses retryable",
-    strict=True,
-)
 @pytest.mark.parametrize(("reason", "nearest"), FINER)
 def test_a_finer_reason_keeps_its_name_on_the_nearest_class(reason, nearest):
     again = from_reason(reason, "text")
@@ -87,5 +83,5 @@ def test_an_instance_may_carry_a_finer_reason_than_its_class():
 
 def test_only_what_may_work_again_is_retryable():
     assert {kind.__name__ for kind in CLASSES if kind.retryable} == {
-        "ChecksumError", "ConnectionLost", "DeadlineExceeded",
+        "ChecksumError", "ConnectionLost", "DeadlineExceeded", "Incomplete",
     }  # fmt: skip

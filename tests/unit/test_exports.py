@@ -16,7 +16,7 @@ def test_all_is_sorted_and_has_no_doubles():
 @pytest.mark.parametrize("name", fedcore.__all__)
 def test_every_name_can_be_imported(name):
     value = getattr(fedcore, name)
-    if isinstance(value, type) or callable(value):
+    if callable(value) and name != "Parameters":  # which is another name for dict
         assert value.__name__ == name
         assert value.__module__.startswith("fedcore.")
 

@@ -86,7 +86,7 @@ def test_a_sum_of_another_model_does_not_merge():
 def test_u17_a_term_out_of_range_names_its_tensor_and_changes_nothing(value):
     total = summed([(tensor(0.5, 0.25), 2)])
     before = {name: part.clone() for name, part in total.parts().items()}
-    with pytest.raises(OutOfRange, match="'layer.w' holds"):
+    with pytest.raises(OutOfRange, match=r"'layer\.w' holds"):
         total.add("layer.w", tensor(0.0, value), 2)
     after = total.parts()
     assert before.keys() == after.keys()
@@ -100,7 +100,6 @@ def test_the_message_says_what_would_fit():
         total.add("w", tensor(2.0**38), 1 << 10)
 
 
-@pytest.mark.xfail(reason="2.0 ** (_LIMIT - shift) overflows for a float64 model of 1e300: OverflowError", strict=True)
 def test_the_message_can_be_made_for_the_largest_models():
     with pytest.raises(OutOfRange, match="'w'"):
         FixedPointSum(torch.Size([1]), torch.float64, 1e300).check("w", tensor(math.inf, dtype=torch.float64), 1)
@@ -116,7 +115,6 @@ def test_c4_a_hundred_half_precision_terms_round_once():
 
 
 @pytest.mark.parametrize(("dtype", "step"), [(torch.bfloat16, 2.0**-7), (torch.float16, 2.0**-10)])
-@pytest.mark.xfail(reason="torch rounds float64 to 16 bits by way of float32: a mean just above a tie goes down", strict=True)
 def test_c4_the_mean_is_rounded_once(dtype, step):
     low, high = tensor(1.0, dtype=dtype), tensor(1 + step, dtype=dtype)
     mean = summed([(low, (1 << 29) - 1), (high, (1 << 29) + 1)], dtype=dtype).mean(1 << 30)  # 1 + step / 2 + a little
@@ -156,16 +154,7 @@ def test_blocks_do_not_show():
     assert mean[-1].item() == 1.0
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        torch.float32, torch.float16, torch.bfloat16,
-        pytest.param(
-            torch.float64,
-            marks=pytest.mark.xfail(reason="double() copies no float64: mul_ and round_ overwrite the update", strict=True),
-        ),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_c18_the_terms_are_not_changed(dtype):
     value = tensor(0.1, 2.0**15, dtype=dtype)
     before = value.clone()

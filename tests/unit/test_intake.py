@@ -12,7 +12,7 @@ from fedcore.broadcast import encode
 from fedcore.codec import REFERENCE, Held
 from fedcore.codecs.msgpack import Msgpack
 from fedcore.codecs.safetensors import Safetensors
-from fedcore.errors import ChecksumError, ConnectionLost, DecodeError, SchemaMismatch
+from fedcore.errors import ChecksumError, ConnectionLost, DecodeError, Incomplete, SchemaMismatch
 from fedcore.intake import frames, plan, receive
 from fedcore.messages import Manifest
 from fedcore.parameters import Spec, digest
@@ -56,7 +56,7 @@ def refused(manifest, body, spec, reason, kind=DecodeError):
 
 
 @FAST
-@given(sizes=st.lists(st.integers(0, 9000), min_size=1, max_size=6).filter(any), codec=st.sampled_from([Safetensors(), Msgpack()]))
+@given(st.lists(st.integers(0, 9000), min_size=1, max_size=6).filter(any), st.sampled_from([Safetensors(), Msgpack()]))
 def test_any_chunking_gives_the_same_payload(sizes, codec):
     manifest, body, spec = encoded(codec=codec)
     got = receive(manifest, cut(body, sizes), spec, codec)
@@ -88,12 +88,12 @@ def test_w11_nothing_has_a_frame_of_its_own():
 @pytest.mark.parametrize("missing", [1, 100, 5000])
 def test_k3_a_body_that_ends_early(missing):
     manifest, body, spec = encoded()
-    refused(manifest, cut(body[:-missing], [1000]), spec, "INCOMPLETE")
+    refused(manifest, cut(body[:-missing], [1000]), spec, "INCOMPLETE", Incomplete)
 
 
 def test_k1_no_body_at_all():
     manifest, _, spec = encoded()
-    refused(manifest, [], spec, "INCOMPLETE")
+    refused(manifest, [], spec, "INCOMPLETE", Incomplete)
 
 
 @pytest.mark.parametrize("chunks", [lambda b: [b + b"x"], lambda b: [b, b"x"], lambda b: [b, b"", b"", b"x"]])

@@ -89,10 +89,9 @@ class TestOf:
         ],
     )
     def test_c3_what_does_not_travel_is_refused_by_name(self, make):
-        with pytest.raises(SchemaMismatch, match="'layer.w'"):
+        with pytest.raises(SchemaMismatch, match=r"'layer\.w'"):
             Spec.of({"fine": torch.ones(1), "layer.w": make()})
 
-    @pytest.mark.xfail(reason="Spec.checked slices the name before it looks at its type: TypeError", strict=True)
     def test_a_name_that_is_not_text_is_refused(self):
         with pytest.raises(SchemaMismatch):
             Spec.of({3: torch.ones(2)})
@@ -131,9 +130,6 @@ class TestChecked:
             Spec.checked([info(shape=shape)])
 
     @pytest.mark.parametrize("shape", [(0, 1 << 63), (0, (1 << 64) - 1), (0, 1 << 62, 4)], ids=str)
-    @pytest.mark.xfail(
-        reason="an empty tensor may claim dimensions torch cannot hold: blank() raises TypeError or RuntimeError", strict=True
-    )
     def test_w12_an_empty_tensor_of_impossible_dimensions_is_refused(self, shape):
         with pytest.raises(SchemaMismatch, match="impossible shape"):
             Spec.checked([info(shape=shape)]).blank()
@@ -185,7 +181,6 @@ class TestCheck:
     def test_a_tie_that_was_copied_is_still_a_tie(self, dtype):
         Spec((info("a", dtype, (4,)), info("b", dtype, (4,), "a"))).check({"a": some(dtype), "b": some(dtype)})
 
-    @pytest.mark.xfail(reason="_same compares with torch.equal, for which NaN is no NaN: the wrong tensor is blamed", strict=True)
     def test_a_copied_tie_that_holds_nan_is_no_schema_mismatch(self):
         spec = Spec((info("a", shape=(1,)), info("b", shape=(1,), alias_of="a")))
         spec.check({"a": torch.tensor([math.nan]), "b": torch.tensor([math.nan])})
@@ -439,22 +434,8 @@ class TestFinite:
         })  # fmt: skip
 
 
-UNSIGNED = {"uint16", "uint32", "uint64"}
-
-
 class TestExtent:
-    @pytest.mark.parametrize(
-        "dtype",
-        [
-            pytest.param(
-                name,
-                marks=pytest.mark.xfail(reason="torch.aminmax lacks uint16/32/64: NotImplementedError", strict=True)
-                if name in UNSIGNED
-                else (),
-            )
-            for name in DTYPES
-        ],
-    )
+    @pytest.mark.parametrize("dtype", DTYPES)
     def test_every_dtype(self, dtype):
         assert extent(some(dtype)) == (1.0 if dtype == "bool" else 3.0)
         assert extent(some(dtype)[1]) == 1.0

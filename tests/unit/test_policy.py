@@ -25,7 +25,9 @@ def test_zero_is_too_few(name):
         policy(**{name: 0})
 
 
-@pytest.mark.parametrize("changes", [{"deadline": 0}, {"deadline": -1}, {"deadline": math.nan}, {"start_wait": -0.1}, {"start_wait": math.nan}])
+@pytest.mark.parametrize(
+    "changes", [{"deadline": 0}, {"deadline": -1}, {"deadline": math.nan}, {"start_wait": -0.1}, {"start_wait": math.nan}]
+)
 def test_times_are_possible(changes):
     with pytest.raises(ConfigError, match=next(iter(changes))):
         policy(**changes)

@@ -12,13 +12,12 @@ from fedcore.messages import Assigned, Beat, Message, Pull, Register, StatusQuer
 from fedcore.protos import fedcore_pb2 as pb
 from fedcore.transport import Body, Connection, Reply
 from fedcore.transports.grpc import status, wire
-from fedcore.transports.grpc.framing import Assembly, chunks, parse, with_body, without_body
+from fedcore.transports.grpc.framing import LARGEST_CHUNK, SMALLEST_CHUNK, Assembly, chunks, parse, with_body, without_body
 from fedcore.transports.grpc.options import channel_options
 from fedcore.transports.grpc.policy import TransferPolicy
 
 SERVICE = pb.DESCRIPTOR.services_by_name["FederatedLearningService"].full_name
 _PULL_MARGIN = 30.0  # seconds a pull may take beyond what the server was asked to hold it
-_CHUNK_LIMIT = 4 << 20
 
 
 class GrpcConnection(Connection):
@@ -83,7 +82,7 @@ class GrpcConnection(Connection):
         return Reply(answer, self._download(fetch.SerializeToString(), answer.manifest.total_bytes))
 
     def _download(self, fetch: bytes, total: int) -> Iterator[memoryview]:
-        assembly = Assembly(pb.ModelChunk, total, _CHUNK_LIMIT)
+        assembly = Assembly(pb.ModelChunk, total, LARGEST_CHUNK, SMALLEST_CHUNK)
         start: Any = self._models.unary_stream(_path("GetGlobalModelStream"))
         call = start(fetch)
         with _Tracked(self._calls, call):

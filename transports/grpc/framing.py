@@ -22,6 +22,9 @@ from fedcore.transport import Body, Buffer
 M = TypeVar("M", bound=Message)
 ChunkKind: TypeAlias = type[pb.ModelChunk] | type[pb.ModelUpdateChunk]
 
+SMALLEST_CHUNK, LARGEST_CHUNK = 1 << 16, 4 << 20
+"""Bounds of a chunk in bytes. Only the last one of a body may be smaller, or a peer could send millions of tiny ones."""
+
 _BODY_FIELD = 15
 _BODY_TAG = bytes([_BODY_FIELD << 3 | 2])
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -139,11 +142,19 @@ def _cut(body: Body, size: int) -> Iterator[list[memoryview]]:
 
 @dataclass
 class Assembly:
-    """Checks the chunks of one body: sequence, count, sizes, total and checksums. Both ends receive with it."""
+    """Checks the chunks of one body: sequence, count, sizes, total and checksums. Both ends receive with it.
+
+    Attributes:
+        kind: the message that holds a chunk.
+        total: length of the body.
+        largest: a chunk may have this many bytes.
+        smallest: all but the last must have this many.
+    """
 
     kind: ChunkKind
     total: int
     largest: int
+    smallest: int = 1
     _next: int = 0
     _size: int = 0
     _received: int = 0
@@ -184,7 +195,8 @@ class Assembly:
         if nbytes > self.largest:
             raise ProtocolError(f"a chunk of {nbytes} bytes, more than {self.largest}", reason="TOO_LARGE")
         self._size = self._size or nbytes
-        if count != max(1, -(-self.total // max(1, self._size))) or (nbytes != self._size and not final):
+        small = nbytes < self.smallest and not final
+        if small or count != max(1, -(-self.total // max(1, self._size))) or (nbytes != self._size and not final):
             raise ProtocolError("chunks must have one size, which fits the declared total", reason="BAD_CHUNK_SIZE")
         if final != (self._next == count - 1) or self._received + nbytes > self.total:
             raise ProtocolError(f"the chunks do not add up to {self.total} bytes", reason="LENGTH_MISMATCH")

@@ -10,7 +10,7 @@ from fedcore.errors import AddressError
 
 Options: TypeAlias = list[tuple[str, int]]
 
-_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9]+)?\]|[A-Za-z0-9._-]+):(\d{1,5})")
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 120_000, 60_000
 
 

@@ -29,7 +29,7 @@ from fedcore.security import Identity
 from fedcore.transport import Body, Handler, Listener, Reply, Request
 from fedcore.transports.grpc import status, wire
 from fedcore.transports.grpc.feed import Feed
-from fedcore.transports.grpc.framing import Assembly, chunks, parse, with_body, without_body
+from fedcore.transports.grpc.framing import LARGEST_CHUNK, SMALLEST_CHUNK, Assembly, chunks, parse, with_body, without_body
 from fedcore.transports.grpc.options import server_options
 from fedcore.transports.grpc.policy import TransferPolicy
 
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["FederatedLearningService"].full_name
 _INLINE = 1 << 18  # answers above this size are put together off the event loop
-_CHUNK_LIMIT = 4 << 20
 
 
 class GrpcListener(Listener):
@@ -140,8 +139,8 @@ class Service:
             },
         )
 
-    def _guarded(self, call: Callable[[Any, Any], Awaitable[bytes]]) -> Callable[[Any, Any], Awaitable[bytes]]:
-        async def guarded(request: Any, context: Any) -> bytes:
+    def _guarded(self, call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def guarded(request: Any, context: Any) -> Any:
             try:
                 return await call(request, context)
             except FedcoreError as error:
@@ -177,17 +176,16 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(None, with_body, answer, reply.body, total)
 
     async def _fetch(self, data: bytes, context: Any) -> AsyncIterator[bytes]:
-        try:
-            request = parse(pb.GetGlobalModelRequest, data)
-            reply = await self._ask(context, Fetch(wire.unpack_session(request.session), request.task_id))
-        except FedcoreError as error:
-            await _abort(context, status.of_error(error))
-        if not isinstance(reply.message, Assigned):
-            gone = ProtocolError("the task is over: pull again", reason="NOT_SELECTED")
-            await _abort(context, status.of_error(gone))
-        total = reply.message.manifest.total_bytes
-        for chunk in chunks(pb.ModelChunk, reply.body, total, self._chunk_bytes):
+        reply = await self._guarded(self._fetched)(data, context)
+        for chunk in chunks(pb.ModelChunk, reply.body, reply.message.manifest.total_bytes, self._chunk_bytes):
             yield chunk
+
+    async def _fetched(self, data: bytes, context: Any) -> Reply:
+        request = parse(pb.GetGlobalModelRequest, data)
+        reply = await self._ask(context, Fetch(wire.unpack_session(request.session), request.task_id))
+        if not isinstance(reply.message, Assigned):
+            raise ProtocolError("the task is over: pull again", reason="NOT_SELECTED")
+        return reply
 
     async def _submit(self, data: bytes, context: Any) -> bytes:
         request, body = without_body(pb.SubmitModelUpdateRequest, data)
@@ -203,7 +201,7 @@ class Service:
         if not first.HasField("header"):
             raise ProtocolError("the first message of an upload must hold the header", reason="PROTOCOL_ORDER")
         header = wire.unpack_submit(first.header)
-        assembly = Assembly(pb.ModelUpdateChunk, header.manifest.total_bytes, _CHUNK_LIMIT)
+        assembly = Assembly(pb.ModelUpdateChunk, header.manifest.total_bytes, LARGEST_CHUNK, SMALLEST_CHUNK)
         feed = Feed(asyncio.get_running_loop(), messages, assembly, self._stall_timeout)
         try:
             return await self._submitted(await self._ask(context, header, feed), context)

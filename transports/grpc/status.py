@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError as ProtobufError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from fedcore.errors import (
@@ -122,7 +123,11 @@ def _info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
     packed = next((value for key, value in trailers if key == DETAILS), None)
     if not isinstance(packed, bytes):
         return None
-    for detail in status_pb2.Status.FromString(packed).details:
+    try:
+        details = status_pb2.Status.FromString(packed).details
+    except ProtobufError:  # some other server's: the code alone must do
+        return None
+    for detail in details:
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == _DOMAIN:
             return info

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedcore.errors import ConfigError
 from fedcore.transport import Connection, Handler, Listener, Transport
 from fedcore.transports.grpc.client import GrpcConnection
+from fedcore.transports.grpc.framing import LARGEST_CHUNK, SMALLEST_CHUNK
 from fedcore.transports.grpc.options import check_plaintext, parse
 from fedcore.transports.grpc.policy import TransferPolicy
 from fedcore.transports.grpc.server import GrpcListener
@@ -36,7 +37,7 @@ class Grpc(Transport):
         stall_timeout: float = 30.0,
         insecure: bool = False,
     ):
-        if not 1 << 16 <= chunk_bytes <= 4 << 20:
+        if not SMALLEST_CHUNK <= chunk_bytes <= LARGEST_CHUNK:
             raise ConfigError(f"Grpc.chunk_bytes must be from 64 KiB to 4 MiB, not {chunk_bytes!r}")
         if not stall_timeout > 0:
             raise ConfigError(f"Grpc.stall_timeout must be above 0, not {stall_timeout!r}")

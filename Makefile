@@ -1,0 +1,72 @@
+# Everything a newcomer needs, on a machine with Python 3.11 or newer, pip and make.
+# The environment in .venv is made on the first call and again when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+# Where torch comes from; empty: where everything else does. A CPU-only Linux machine saves gigabytes with
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+# Passed on to the command of `make demo` and `make test`.
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+CODEGEN := .venv-codegen
+CODEGEN_READY := $(CODEGEN)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint types protos bench clean
+
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+
+demo: $(READY) ## train on this machine with one server and five clients, and show it
+	$(BIN)/fedcore demo $(ARGS)
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(READY) ## run the tests, the slow ones too
+	$(BIN)/python -m pytest -m "" $(ARGS)
+
+lint: $(READY) ## look for mistakes and bad style
+	$(BIN)/ruff check .
+
+# From the root mypy would silently check fedcore/ alone, and it cannot see through an editable install: it gets a copy
+# that was installed the way users install it.
+types: $(READY) ## check the types
+	rm -rf build $(VENV)/typed
+	$(PIP) install --no-deps --target $(VENV)/typed .
+	rm -rf build
+	cd $(VENV)/typed && ../bin/mypy --cache-dir ../.mypy_cache --config-file ../../pyproject.toml -p fedcore
+
+# The oldest supported compiler, because older runtimes refuse what newer compilers write. The mapping of paths makes the
+# files import one another as fedcore.protos.
+protos: $(CODEGEN_READY) ## make the Python code from protos/fedcore.proto again
+	rm -rf $(CODEGEN)/out
+	mkdir $(CODEGEN)/out
+	$(CODEGEN)/bin/python -m grpc_tools.protoc -Ifedcore/protos=protos \
+		--python_out=$(CODEGEN)/out --pyi_out=$(CODEGEN)/out --grpc_python_out=$(CODEGEN)/out protos/fedcore.proto
+	mv $(CODEGEN)/out/fedcore/protos/fedcore_pb2* protos/
+
+bench: $(READY) ## run the benchmarks
+	@for file in $(wildcard benchmarks/*.py); do echo "$$file" && $(BIN)/python "$$file" || exit 1; done
+
+clean: ## remove the environments, caches and builds; what runs left in runs/ stays
+	rm -rf $(VENV) $(CODEGEN) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing $(TORCH), then fedcore and its tools; this is done once"
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),-c constraints.txt) "$(TORCH)"
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(CODEGEN_READY): Makefile
+	$(PYTHON) -m venv $(CODEGEN)
+	$(CODEGEN)/bin/python -m pip --disable-pip-version-check --quiet install 'grpcio-tools==1.74.0' 'setuptools<81'
+	@touch $@

@@ -1,0 +1,203 @@
+"""The command ``fedcore``: try a federation, ask a server how it stands, see what there is.
+
+Exit status: 0 well done, 1 an error or a run that failed, 2 a mistake in the command line, 130 interrupted. Everything that
+imports torch is imported by the commands that need it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from fedcore import __version__, demo
+from fedcore.errors import ConfigError, ConnectionLost, FedcoreError
+from fedcore.messages import ClientStatus, ServerStatus, StatusQuery
+from fedcore.observers.board import headline
+from fedcore.observers.units import harmless, metric, natural, size, span
+
+if TYPE_CHECKING:
+    from fedcore.transport import Connection
+
+__all__ = ["main"]
+
+_SHELVES = ("transports", "codecs", "strategies")
+_ANSWER_TIMEOUT, _WATCH_INTERVAL = 5.0, 1.0
+_CLEAR = "\x1b[H\x1b[J"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command, and return its exit status; a mistake in the command line exits at once."""
+    chosen = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = chosen.command
+    try:
+        return command(chosen)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1
+    except (FedcoreError, OSError) as error:
+        hint = " (--insecure says that you trust the network)" if getattr(error, "reason", "") == "INSECURE_ADDRESS" else ""
+        sys.stderr.write(f"fedcore: {' '.join(str(error).split())}{hint}\n")
+        return 1
+    finally:
+        drop_output_if_gone()
+
+
+def drop_output_if_gone() -> None:
+    """Write out what standard output still holds; if nobody reads it any more, let that pass in silence."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("fedcore", description="Federated learning for PyTorch.")
+    parser.add_argument("--version", action="version", version=f"fedcore {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands.add_parser("demo", help="run a whole federation on this machine and show it"))
+    _add_status(commands.add_parser("status", help="ask a server how its run stands"))
+    listing = commands.add_parser("list", help="show the transports, codecs and strategies there are")
+    listing.set_defaults(command=_list)
+    return parser
+
+
+# --- demo -------------------------------------------------------------------------------------------------------------
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    default = demo.Options()
+    parser.description = (
+        "Train a small network on handwritten digits with one server and some clients, each a process of its own that "
+        "speaks gRPC. Leaves history.json, history.png, model.safetensors and the logs in the output folder."
+    )
+    parser.add_argument("--rounds", type=int, default=default.rounds, help="rounds to train (default %(default)s)")
+    parser.add_argument("--clients", type=int, default=default.clients, help="number of clients (default %(default)s)")
+    parser.add_argument(
+        "--alpha", type=float, default=default.alpha,
+        help="how alike the clients' shares are: 0.1 very skewed, 100 hardly (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=default.seed, help="the same seed gives the same model, bit for bit")
+    parser.add_argument("--out", default=default.out, help="output folder, overwritten (default %(default)s)")
+    parser.add_argument(
+        "--codec", default=default.codec, help="such as safetensors+lz4 (default %(default)s); see fedcore list"
+    )
+    parser.add_argument("--plain", action="store_true", help="plain lines instead of the live display")
+    parser.set_defaults(command=_demo, mistake=parser.error)
+
+
+def _demo(chosen: argparse.Namespace) -> int:
+    named = {name: value for name, value in vars(chosen).items() if name not in ("command", "mistake")}
+    try:
+        options = demo.Options(**named)
+    except ConfigError as error:
+        chosen.mistake(str(error))
+    return demo.run(options)
+
+
+# --- status -----------------------------------------------------------------------------------------------------------
+
+
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("address", metavar="ADDRESS", help="where the server listens, such as localhost:50051")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--watch", action="store_true", help="ask every second until the run is over")
+    parser.add_argument("--transport", default="grpc", help="the server's transport (default %(default)s)")
+    parser.add_argument("--insecure", action="store_true", help="speak plaintext to other machines, too")
+    parser.set_defaults(command=_status)
+
+
+def _status(chosen: argparse.Namespace) -> int:
+    from fedcore.registry import find
+
+    kind = find("transports", chosen.transport)
+    if chosen.insecure and "insecure" not in inspect.signature(kind).parameters:
+        raise ConfigError(f"transport {chosen.transport!r} has no option 'insecure'")
+    transport = kind(insecure=True) if chosen.insecure else kind()
+    show = _as_json if chosen.json else _as_text
+    with transport.connect(chosen.address) as connection:
+        status = _ask(connection)
+        if not chosen.watch:
+            sys.stdout.write(show(status))
+        while chosen.watch:
+            sys.stdout.write((_CLEAR if sys.stdout.isatty() and not chosen.json else "") + show(status))
+            sys.stdout.flush()
+            if status.phase == "finished":
+                break
+            time.sleep(_WATCH_INTERVAL)
+            status = _ask_again(connection, status)
+    return 0
+
+
+def _ask(connection: Connection) -> ServerStatus:
+    reply = connection.request(StatusQuery(), timeout=_ANSWER_TIMEOUT).message
+    if not isinstance(reply, ServerStatus):
+        raise FedcoreError(f"the server answered with {type(reply).__name__}")
+    return reply
+
+
+def _ask_again(connection: Connection, before: ServerStatus) -> ServerStatus:
+    try:
+        return _ask(connection)
+    except ConnectionLost as error:
+        done = f"{before.committed} of {before.num_rounds} rounds"
+        raise ConnectionLost(f"the server went away after {done}: the run is over, or it failed") from error
+
+
+def _as_json(status: ServerStatus) -> str:
+    # JSON has no word for infinity, which a loss may become
+    metrics = {name: value if math.isfinite(value) else None for name, value in status.metrics.items()}
+    return json.dumps(asdict(replace(status, metrics={})) | {"metrics": metrics}) + "\n"
+
+
+def _as_text(status: ServerStatus) -> str:
+    rows = [_row(client) for client in sorted(status.clients, key=lambda client: natural(client.client_id))]
+    table = _table([("client", "does", "round", "heard", "sent", "received"), *rows]) if rows else ["no clients"]
+    return "".join(f"{harmless(line)}\n" for line in [*_heading(status), "", *table])
+
+
+def _heading(status: ServerStatus) -> list[str]:
+    done = f"{status.committed} of {status.num_rounds} rounds done"
+    lines = [f"{status.run_id}: {status.phase}, {done}, {span(status.elapsed)}"]
+    if status.phase == "collecting":
+        lines.append(f"round {status.round} has {status.accepted} of {status.target} updates")
+    if status.metrics:
+        lines.append("  ".join(f"{name} {metric(value)}" for name, value in headline(status.metrics).items()))
+    traffic = f"{size(status.bytes_sent)} sent, {size(status.bytes_received)} received"
+    return [*lines, f"{traffic}, as {status.codec}"]
+
+
+def _row(client: ClientStatus) -> tuple[str, ...]:
+    progress = f" {client.step}/{client.total}" if client.status == "training" and client.total else ""
+    doing = client.status.replace("_", " ") + progress
+    traffic = size(client.bytes_sent), size(client.bytes_received)
+    return client.client_id, doing, str(client.round or ""), f"{span(client.silent)} ago", *traffic
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Align columns: the first two to the left, the others, which are numbers, to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:{'<' if at < 2 else '>'}{widths[at]}}" for at, cell in enumerate(row)).rstrip() for row in rows
+    ]
+
+
+# --- list -------------------------------------------------------------------------------------------------------------
+
+
+def _list(chosen: argparse.Namespace) -> int:
+    from fedcore.registry import survey
+
+    for shelf in _SHELVES:
+        sys.stdout.write(f"{shelf}\n")
+        for found in survey(shelf):
+            sys.stdout.write(f"  {found.name:<14} {found.problem or found.summary}\n")
+    return 0
