@@ -13,7 +13,8 @@ import torch
 
 from fedcore import registry
 from fedcore.codec import buffers, frame_bytes, joined
-from fedcore.parameters import Spec, shards
+from fedcore.parameters import Spec
+from fedcore.shards import shards
 
 CODECS = ["safetensors", "msgpack", "protobuf", "torch", "safetensors+lz4"]
 

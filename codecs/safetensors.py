@@ -30,10 +30,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from fedcore.codec import Codec, Frame
+from fedcore.codec import Codec, Frame, Landing
 from fedcore.errors import DecodeError, SchemaMismatch
 from fedcore.messages import TensorInfo
-from fedcore.parameters import Parameters, Spec, dtype_name, expect, itemsize, land, raw_bytes
+from fedcore.parameters import Parameters, Spec, check_bools, dtype_name, expect, itemsize, land, raw_bytes
 from fedcore.transport import Buffer
 
 __all__ = ["Safetensors", "load", "save"]
@@ -78,6 +78,22 @@ class Safetensors(Codec):
         limit = 2 * len(_header(spec.entries)) + _SLACK
         found, _ = _parsed(memoryview(frame).cast("B"), limit)
         return _landed(found, spec, into)
+
+
+    def landing(self, spec: Spec, into: Mapping[str, Tensor]) -> Landing | None:
+        """Return the tensors' own memory behind room for the header; None if it is not all of one piece."""
+        if not all(tensor.is_cpu and tensor.is_contiguous() for tensor in into.values()):
+            return None
+        expected = _header(spec.entries)
+        header = memoryview(bytearray(len(expected)))
+
+        def finish() -> None:
+            if header != expected:
+                raise DecodeError("the header is not that of the shard", reason="SCHEMA_MISMATCH")
+            for info in spec.entries:
+                check_bools(info, raw_bytes(into[info.name]))
+
+        return Landing([header, *(raw_bytes(into[info.name]) for info in spec.entries)], finish)
 
 
 def save(path: str | os.PathLike[str], parameters: Mapping[str, Tensor]) -> None:

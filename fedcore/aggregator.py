@@ -31,6 +31,11 @@ class Update:
     round: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     digest: str = ""
+    extents: Mapping[str, float] = field(default_factory=dict, repr=False)
+
+    def extent(self, name: str) -> float:
+        """Return the largest magnitude in a tensor; looked up if it was measured when the update was taken in."""
+        return self.extents[name] if name in self.extents else extent(self.parameters[name])
 
     def __iter__(self) -> Iterator[Parameters | int]:
         yield self.parameters
@@ -47,6 +52,7 @@ Result: TypeAlias = "Update | tuple[Parameters, int]"
 Weighting: TypeAlias = Literal["examples", "uniform"] | Callable[[Update], float]
 
 _UNIFORM = 1 << 12  # any constant; this one leaves the fixed point 12 more bits than 1 would
+_LEAST_BOUND = 2.0**-20  # a tensor that is almost zero in the model may still grow in a round
 _FRACTION_BITS = 20  # of weights that need not be whole: those of a callable, and those that are cut to a share
 
 
@@ -171,7 +177,7 @@ class FedAvgAggregator(Aggregator):
         self._sums: dict[str, FixedPointSum] = {}
         self._largest: dict[str, Tensor] = {}
         if base is not None:
-            self._start(base, [base])
+            self._start(base, [base], least=_LEAST_BOUND)
 
     def check(self, update: Update) -> None:
         """Check shape, weight and range of an update.
@@ -182,7 +188,7 @@ class FedAvgAggregator(Aggregator):
         weight = self._weigh(update)
         self._known().check(update.parameters)
         for name, total in self._sums.items():
-            total.check(name, update.parameters[name], weight)
+            total.check(name, update.extent(name), weight)
 
     def add(self, update: Update) -> None:
         """Fold an update in.
@@ -192,14 +198,14 @@ class FedAvgAggregator(Aggregator):
         """
         if self.max_share is None:
             self.check(update)
-            self._fold(update.parameters, self._weigh(update))
+            self._fold(update, self._weigh(update))
             return
         self.check(update)
         self._arrivals += 1  # tells apart what nothing else does, and what is therefore the same
         heapq.heappush(self._held, (self._weigh(update), update.client_id, update.digest, self._arrivals, update))
         if len(self._held) > int(1 / self.max_share):
             weight, *_, lightest = heapq.heappop(self._held)
-            self._fold(lightest.parameters, weight)
+            self._fold(lightest, weight)
 
     def result(self) -> Parameters:
         """Return the mean.
@@ -208,7 +214,7 @@ class FedAvgAggregator(Aggregator):
             AggregationError: there was no update.
         """
         for weight, update in self._capped():
-            self._fold(update.parameters, weight)
+            self._fold(update, weight)
         self._held.clear()
         if not self.weight:
             raise AggregationError("the mean of no updates does not exist")
@@ -237,22 +243,29 @@ class FedAvgAggregator(Aggregator):
         """Fold in the exact sums of another aggregator of the same round."""
         if not self.mergeable:
             super().merge(partial)
+        words = {name: self._words(partial, name) for name in self._sums}
+        if missing := next((key for key in ("weight", *(f"max/{name}" for name in self._largest)) if key not in partial), None):
+            raise SchemaMismatch(f"{missing!r} is missing from the partial sums")
         for name, total in self._sums.items():
-            words = {part: partial.get(f"sum/{name}/{part}") for part in ("low", "shift", "high")}
-            present = {part: word for part, word in words.items() if word is not None}
-            if not {"low", "shift"} <= present.keys() or present["low"].shape != total.low.shape:
-                raise SchemaMismatch(f"the partial sum of tensor {name!r} is missing or of another shape")
-            total.merge(present)
+            total.merge(words[name])
         if int(partial["weight"]):
             self._take_largest({name: partial[f"max/{name}"] for name in self._largest})
         self.weight += int(partial["weight"])
 
-    def _start(self, like: Mapping[str, Tensor], bounding: Sequence[Mapping[str, Tensor]]) -> None:
+    def _words(self, partial: Parameters, name: str) -> dict[str, Tensor]:
+        words = {part: partial.get(f"sum/{name}/{part}") for part in ("low", "shift", "high")}
+        present = {part: word for part, word in words.items() if word is not None}
+        if not {"low", "shift"} <= present.keys() or present["low"].shape != self._sums[name].low.shape:
+            raise SchemaMismatch(f"the partial sum of tensor {name!r} is missing or of another shape")
+        return present
+
+    def _start(self, like: Mapping[str, Tensor], bounding: Sequence[Mapping[str, Tensor]], least: float = 0.0) -> None:
         self._spec = Spec.of(like)
         for info in self._spec.entries:
             tensor = like[info.name]
             if tensor.is_floating_point():
                 bound = max(extent(parameters[info.name]) for parameters in bounding)
+                bound = max(bound, least) if bound else 0.0
                 self._sums[info.name] = FixedPointSum(tensor.shape, tensor.dtype, bound, self._fraction_bits)
             else:
                 self._largest[info.name] = tensor.detach().cpu().clone()
@@ -270,10 +283,10 @@ class FedAvgAggregator(Aggregator):
             raise InvalidWeight(f"the weight of client {update.client_id!r} must be a positive number, not {value!r}")
         return max(1, round(value * (1 << self._fraction_bits)))
 
-    def _fold(self, parameters: Mapping[str, Tensor], weight: int) -> None:
+    def _fold(self, update: Update, weight: int) -> None:
         for name, total in self._sums.items():
-            total.add(name, parameters[name], weight)
-        self._take_largest(parameters)
+            total.add(name, update.parameters[name], weight, update.extent(name))
+        self._take_largest(update.parameters)
         self.weight += weight
 
     def _take_largest(self, parameters: Mapping[str, Tensor]) -> None:

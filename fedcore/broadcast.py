@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from fedcore.codec import REFERENCE, Codec, Held, buffers, frame_bytes
 from fedcore.lane import Lane
 from fedcore.messages import Manifest
-from fedcore.parameters import Parameters, Spec, contiguous, shards
+from fedcore.parameters import Parameters, Spec, contiguous
+from fedcore.shards import shards
 from fedcore.transport import Buffer
 
 

@@ -7,7 +7,8 @@ is negotiated, and what a manifest says.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
 from torch import Tensor
@@ -18,6 +19,24 @@ from fedcore.transport import Buffer
 
 Frame: TypeAlias = Buffer | list[Buffer]
 """One encoded shard: a buffer, or a list of buffers that are sent one after the other without being joined."""
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Where the bytes of one frame go.
+
+    Attributes:
+        buffers: to be filled one after the other.
+        finish: called when they are; raises DecodeError if what came is no encoding of the shard.
+    """
+
+    buffers: list[memoryview]
+    finish: Callable[[], object]
+
+    @property
+    def nbytes(self) -> int:
+        """The only length a frame that lands like this can have."""
+        return sum(part.nbytes for part in self.buffers)
 
 
 class Codec(ABC):
@@ -76,6 +95,17 @@ class Codec(ABC):
         Raises:
             DecodeError: the frame is not an encoding of such a shard.
         """
+
+    def landing(self, spec: Spec, into: Mapping[str, Tensor]) -> Landing | None:
+        """Return where the bytes of a frame go, for a format whose frames can be written straight into the tensors.
+
+        A receiver that gets one puts the bytes there as they arrive and never holds the frame; others decode whole frames.
+
+        Args:
+            spec: what the shard must look like.
+            into: the tensors to fill.
+        """
+        return None
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and isinstance(other, Codec) and self.name == other.name

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedcore.errors import ConfigError
-from fedcore.parameters import SHARD_BYTES
 from fedcore.policy import RoundPolicy
+from fedcore.shards import SHARD_BYTES
 from fedcore.strategy import Strategy
 
 

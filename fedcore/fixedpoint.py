@@ -47,26 +47,25 @@ class FixedPointSum:
         self.high: Tensor | None = None
         self._filled = 0.0  # a bound of |low|
 
-    def check(self, name: str, value: Tensor, weight: int) -> float:
-        """Return the size of the term ``weight * value`` in units.
+    def check(self, name: str, magnitude: float, weight: int) -> float:
+        """Return the size in units of a term with this largest magnitude, times ``weight``.
 
         Raises:
             OutOfRange: the term cannot be represented.
         """
-        magnitude = extent(value)
         bits = math.log2(magnitude) + math.log2(weight) + self.shift if magnitude else 0.0
         if not bits <= _LIMIT:
             most = math.ldexp(1.0, min(_LIMIT - self.shift, 1023)) / weight
             raise OutOfRange(f"tensor {name!r} holds {magnitude:.6g}; with weight {weight} at most {most:.6g} can be summed")
         return float(2.0**bits)
 
-    def add(self, name: str, value: Tensor, weight: int) -> None:
-        """Add ``weight * value``; nothing is changed if that cannot be done.
+    def add(self, name: str, value: Tensor, weight: int, magnitude: float | None = None) -> None:
+        """Add ``weight * value``, whose largest ``magnitude`` is measured if it is not given; all or nothing.
 
         Raises:
             OutOfRange: the term cannot be represented.
         """
-        size = self.check(name, value, weight)
+        size = self.check(name, extent(value) if magnitude is None else magnitude, weight)
         wide = size + self._filled >= 2.0**_ROOM
         if wide:
             self._carry()
@@ -93,8 +92,8 @@ class FixedPointSum:
 
     def parts(self) -> dict[str, Tensor]:
         """Return the exact state, from which :meth:`merge` goes on."""
-        words = {"low": self.low, "shift": torch.tensor(self.shift)}
-        return words if self.high is None else {**words, "high": self.high}
+        words = {"low": self.low.clone(), "shift": torch.tensor(self.shift)}
+        return words if self.high is None else {**words, "high": self.high.clone()}
 
     def merge(self, parts: Mapping[str, Tensor]) -> None:
         """Add the state of another sum.

@@ -5,15 +5,14 @@ Both ends use it: the server for updates, the worker for models. Every size is b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from fedcore.codec import Codec, held
 from fedcore.errors import ChecksumError, DecodeError, Incomplete
 from fedcore.messages import Manifest
-from fedcore.parameters import Parameters, Shard, Spec, digest, shards
-from fedcore.transport import Body, Buffer
+from fedcore.parameters import Parameters, Spec, digest
+from fedcore.shards import Shard, shards
+from fedcore.transport import Body
 
 _OVERHEAD, _OVERHEAD_EACH = 1 << 16, 1 << 12  # what a frame may hold beside the tensors
 
@@ -37,11 +36,24 @@ def receive(manifest: Manifest, body: Body, spec: Spec, codec: Codec | None) -> 
         return parameters
     cut = plan(manifest, spec)
     blank = spec.blank()
-    for shard, frame in zip(cut, frames(manifest, body), strict=True):
-        codec.decode(frame, shard.spec, into=shard.take(blank))
+    source = Source(body)
+    for shard, length in zip(cut, manifest.frames, strict=True):
+        _land(source, length, shard, shard.take(blank), codec)
+    source.end()
     if digest(blank, spec) != manifest.digest:
         raise ChecksumError("the tensors received do not have the digest that was announced")
     return blank
+
+
+def _land(source: Source, length: int, shard: Shard, into: Parameters, codec: Codec) -> None:
+    """Take one frame from the source: straight into the tensors if the codec can say where, else by decoding it whole."""
+    landing = codec.landing(shard.spec, into)
+    if landing is None or landing.nbytes != length:
+        codec.decode(source.frame(length), shard.spec, into=into)
+        return
+    for part in landing.buffers:
+        source.fill(part)
+    landing.finish()
 
 
 def plan(manifest: Manifest, spec: Spec) -> list[Shard]:
@@ -62,29 +74,59 @@ def plan(manifest: Manifest, spec: Spec) -> list[Shard]:
     return cut
 
 
-def frames(manifest: Manifest, body: Body) -> Iterator[Buffer]:
-    """Cut a body into its frames. A frame is valid until the next one is asked for.
+class Source:
+    """Reads a body in pieces of any size, however it is cut.
 
-    Raises:
-        Incomplete: the body is shorter than the manifest says.
-        DecodeError: it is longer.
+    Args:
+        body: the buffers.
     """
-    source = iter(body)
-    rest = memoryview(b"")
-    scratch = np.empty(max(manifest.frames, default=0), np.uint8).data
-    for length in manifest.frames:
-        filled = 0
-        while filled + rest.nbytes < length:
-            scratch[filled : filled + rest.nbytes] = rest
-            filled += rest.nbytes
-            chunk = next(source, None)
-            if chunk is None:
-                raise Incomplete("the body ends before its last frame does")
-            rest = memoryview(chunk).cast("B")
-        taken, rest = rest[: length - filled], rest[length - filled :]
-        if filled:
-            scratch[filled:length] = taken
-            taken = scratch[:length]
-        yield taken
-    if rest.nbytes or any(memoryview(extra).nbytes for extra in source):
-        raise DecodeError("the body goes on after its last frame", reason="LENGTH_MISMATCH")
+
+    def __init__(self, body: Body):
+        self._buffers = iter(body)
+        self._rest = memoryview(b"")
+
+    def fill(self, target: memoryview) -> None:
+        """Fill a buffer with the next bytes.
+
+        Raises:
+            Incomplete: there are not so many.
+        """
+        filled, wanted = 0, target.nbytes
+        while filled < wanted:
+            if not self._rest.nbytes:
+                self._rest = self._next()
+            taken = min(wanted - filled, self._rest.nbytes)
+            # numpy's copy lets other threads run meanwhile, that of memoryviews does not
+            np.copyto(np.frombuffer(target[filled : filled + taken], np.uint8), np.frombuffer(self._rest[:taken], np.uint8))
+            filled, self._rest = filled + taken, self._rest[taken:]
+
+    def frame(self, length: int) -> memoryview:
+        """Return the next ``length`` bytes as one buffer, without a copy if they lie together.
+
+        Raises:
+            Incomplete: there are not so many.
+        """
+        if length and not self._rest.nbytes:
+            self._rest = self._next()
+        if self._rest.nbytes >= length:
+            found, self._rest = self._rest[:length], self._rest[length:]
+            return found
+        whole = np.empty(length, np.uint8).data
+        self.fill(whole)
+        return whole
+
+    def end(self) -> None:
+        """Check that nothing is left.
+
+        Raises:
+            DecodeError: the body goes on.
+        """
+        if self._rest.nbytes or any(memoryview(extra).nbytes for extra in self._buffers):
+            raise DecodeError("the body goes on after its last frame", reason="LENGTH_MISMATCH")
+
+    def _next(self) -> memoryview:
+        for buffer in self._buffers:
+            view = memoryview(buffer).cast("B")
+            if view.nbytes:
+                return view
+        raise Incomplete("the body ends before its last frame does")

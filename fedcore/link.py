@@ -12,7 +12,7 @@ from typing import TypeVar
 from fedcore.broadcast import encode
 from fedcore.clock import Clock
 from fedcore.codec import REFERENCE, Codec
-from fedcore.errors import ConfigError, FedcoreError, NotRegistered, ProtocolError, RunChanged
+from fedcore.errors import ConfigError, FedcoreError, Fenced, NotRegistered, ProtocolError, RunChanged
 from fedcore.intake import receive
 from fedcore.messages import (
     Answer,
@@ -36,9 +36,10 @@ from fedcore.messages import (
     Wait,
     check_client_id,
 )
-from fedcore.parameters import SHARD_BYTES, Parameters, Spec, digest
+from fedcore.parameters import Parameters, Spec, digest
 from fedcore.registry import accepted_codec, check_accepts, default_accepts
 from fedcore.registry import codec as find_codec
+from fedcore.shards import SHARD_BYTES
 from fedcore.transport import Body, Connection, Reply
 
 log = logging.getLogger(__name__)
@@ -334,6 +335,8 @@ class Link:
                     return
             try:
                 self.send_heartbeat()
+            except Fenced:
+                return  # another process speaks for this client now; the next call says so
             except FedcoreError as error:
                 log.debug("client %s: heartbeat failed: %s", self.client_id, error)
 

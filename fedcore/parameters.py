@@ -21,16 +21,13 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from fedcore.errors import ConfigError, DecodeError, NonFinite, SchemaMismatch
+from fedcore.errors import DecodeError, NonFinite, SchemaMismatch
 from fedcore.messages import TensorInfo
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("fedcore needs a little-endian machine: tensors cross the wire as they lie in memory")
 
 Parameters: TypeAlias = dict[str, Tensor]
-
-SHARD_BYTES = 16 << 20
-"""Default size of a shard in bytes; larger tensors travel as slices of this size."""
 
 DTYPES: dict[str, torch.dtype] = {
     str(dtype).removeprefix("torch."): dtype
@@ -140,7 +137,7 @@ class Spec:
     @cached_property
     def nbytes(self) -> int:
         """Bytes of all tensors that travel."""
-        return sum(_nbytes(info) for info in self.entries)
+        return sum(nbytes(info) for info in self.entries)
 
     def check(self, parameters: Mapping[str, Tensor]) -> None:
         """Check that ``parameters`` looks exactly like this: the same names in any order, dtypes, shapes and ties.
@@ -189,10 +186,10 @@ class Spec:
         offsets, total = [], 0
         for info in self.entries:
             offsets.append(total)
-            total += -(-_nbytes(info) // _ALIGN) * _ALIGN
+            total += -(-nbytes(info) // _ALIGN) * _ALIGN
         memory = torch.from_numpy(np.empty(total, np.uint8))
         pieces = zip(self.entries, offsets, strict=True)
-        return self.tie({i.name: _shaped(memory[at : at + _nbytes(i)], i) for i, at in pieces})
+        return self.tie({i.name: _shaped(memory[at : at + nbytes(i)], i) for i, at in pieces})
 
     def copy(self, parameters: Mapping[str, Tensor]) -> Parameters:
         """Check ``parameters`` and return a copy on the CPU that shares no memory with it, in this order.
@@ -216,15 +213,16 @@ def copy_parameters(parameters: Mapping[str, Tensor]) -> Parameters:
     return Spec.of(parameters).copy(parameters)
 
 
-def check_finite(parameters: Mapping[str, Tensor]) -> None:
-    """Check that no floating-point tensor holds NaN or infinity, in one pass and without a copy.
+def check_finite(parameters: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the largest magnitude in each floating-point tensor, found in one pass and without a copy.
 
     Raises:
-        NonFinite: naming the first tensor that does.
+        NonFinite: naming the first tensor that holds NaN or infinity.
     """
-    for name, tensor in parameters.items():
-        if tensor.is_floating_point() and tensor.numel() and not math.isfinite(extent(tensor)):
-            raise NonFinite(f"tensor {name!r} holds NaN or infinity")
+    extents = {name: extent(tensor) for name, tensor in parameters.items() if tensor.is_floating_point()}
+    if bad := next((name for name, magnitude in extents.items() if not math.isfinite(magnitude)), None):
+        raise NonFinite(f"tensor {bad!r} holds NaN or infinity")
+    return extents
 
 
 def extent(tensor: Tensor) -> float:
@@ -258,47 +256,6 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A run of whole tensors, or one slice of a large one: what one frame holds.
-
-    A slice goes by its tensor's name with ``@`` and the index of its first element behind it, as one dimension.
-    """
-
-    spec: Spec
-    origins: tuple[tuple[str, int], ...]  # (tensor, first element) of each entry of the spec
-
-    def take(self, parameters: Mapping[str, Tensor]) -> Parameters:
-        """Return this shard of ``parameters`` as views of its memory (tensors must be contiguous and on the CPU)."""
-        return {
-            info.name: _cut(parameters[name], start, info)
-            for info, (name, start) in zip(self.spec.entries, self.origins, strict=True)
-        }
-
-
-def shards(spec: Spec, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
-    """Cut a payload into shards of at most ``shard_bytes``; both ends compute the same cut.
-
-    A payload without tensors has one empty shard, so that every payload has a frame.
-    """
-    if shard_bytes < 4096:
-        raise ConfigError(f"shard_bytes must be at least 4096, not {shard_bytes}")
-    cut: list[Shard] = []
-    run: list[TensorInfo] = []
-    size = 0
-    for info in spec.entries:
-        nbytes = _nbytes(info)
-        if run and size + nbytes > shard_bytes:
-            cut.append(_whole(run))
-            run, size = [], 0
-        if nbytes > shard_bytes:
-            cut.extend(_slices(info, shard_bytes // itemsize(info.dtype)))
-        else:
-            run.append(info)
-            size += nbytes
-    return [*cut, _whole(run)] if run or not cut else cut
-
-
 def contiguous(parameters: Mapping[str, Tensor]) -> Parameters:
     """Return ``parameters`` detached, on the CPU and contiguous; tensors that are so already are not copied."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
@@ -308,6 +265,17 @@ def expect(condition: bool, message: str, reason: str | None = None) -> None:
     """Raise :class:`DecodeError` with ``message``, and with ``reason`` if one is given, unless ``condition`` holds."""
     if not condition:
         raise DecodeError(message, reason=reason)
+
+
+def check_bools(info: TensorInfo, data: memoryview | bytes | bytearray) -> None:
+    """Check the raw bytes of a boolean tensor; those of others may be anything.
+
+    Raises:
+        DecodeError: a byte is neither 0 nor 1.
+    """
+    if info.dtype == "bool":
+        source = np.frombuffer(data, np.uint8)
+        expect(not source.size or int(source.max()) <= 1, f"tensor {info.name[:80]!r} holds a bool that is neither 0 nor 1")
 
 
 def land(
@@ -336,10 +304,9 @@ def land(
         expect(found.dtype == info.dtype, f"tensor {shown} is {found.dtype}, not {info.dtype}", "SCHEMA_MISMATCH")
         shape = str(found.shape)[:80]
         expect(found.shape == info.shape, f"tensor {shown} has shape {shape}, not {info.shape}", "SCHEMA_MISMATCH")
-    expect(len(data) == _nbytes(info), f"tensor {shown} has {len(data)} bytes, not {_nbytes(info)}", "LENGTH_MISMATCH")
+    expect(len(data) == nbytes(info), f"tensor {shown} has {len(data)} bytes, not {nbytes(info)}", "LENGTH_MISMATCH")
+    check_bools(info, data)
     source = np.frombuffer(data, np.uint8)
-    if info.dtype == "bool":
-        expect(not source.size or int(source.max()) <= 1, f"tensor {shown} holds a bool that is neither 0 nor 1")
     tensor = torch.empty(info.shape, dtype=DTYPES[info.dtype]) if into is None else into[name]
     if source.size:
         plain = tensor if tensor.is_cpu and tensor.is_contiguous() else torch.empty(info.shape, dtype=tensor.dtype)
@@ -354,7 +321,8 @@ def _shown(info: TensorInfo) -> str:
     return f"{info.dtype}{list(info.shape)}" + (f" tied to {info.alias_of!r}" if info.alias_of else "")
 
 
-def _nbytes(info: TensorInfo) -> int:
+def nbytes(info: TensorInfo) -> int:
+    """Bytes of the tensor that ``info`` describes."""
     return math.prod(info.shape) * itemsize(info.dtype)
 
 
@@ -374,22 +342,3 @@ def _check_tensor(info: TensorInfo, value: object) -> None:
         raise SchemaMismatch(f"tensor {info.name!r} has shape {tuple(tensor.shape)} instead of {info.shape}")
     if (name := dtype_name(tensor.dtype, repr(info.name))) != info.dtype:
         raise SchemaMismatch(f"tensor {info.name!r} has dtype {name} instead of {info.dtype}")
-
-
-def _whole(run: list[TensorInfo]) -> Shard:
-    return Shard(Spec(tuple(run)), tuple((info.name, 0) for info in run))
-
-
-def _slices(info: TensorInfo, step: int) -> Iterator[Shard]:
-    total = math.prod(info.shape)
-    for start in range(0, total, step):
-        entry = TensorInfo(f"{info.name}@{start}", info.dtype, (min(step, total - start),))
-        yield Shard(Spec((entry,)), ((info.name, start),))
-
-
-def _cut(tensor: Tensor, start: int, info: TensorInfo) -> Tensor:
-    if tuple(tensor.shape) == info.shape and start == 0:
-        return tensor
-    return tensor.reshape(-1)[start : start + math.prod(info.shape)]
-
-

@@ -315,6 +315,8 @@ class Server:
                 model_digest, self._clock.now(), metrics=metrics,
                 bytes_sent=work.bytes_sent, bytes_received=work.bytes_received,
             )  # fmt: skip
+            if machine.evaluation is None:  # nobody offered, and nobody will hand anything in
+                del self.hub.tasks.works[Kind.EVALUATE, number]
 
     def _take_first_model(self) -> None:
         """Adopt the parameters that a client handed in."""

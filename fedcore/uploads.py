@@ -119,8 +119,9 @@ class Uploads:
         parameters = receive(header.manifest, request.body, spec, codec)
         if by_reference:
             parameters = spec.copy(parameters)
-        check_finite(parameters)
-        update = Update(parameters, header.num_examples, header.session.client_id, work.number, metrics, header.digest)
+        extents = check_finite(parameters)
+        name = header.session.client_id
+        update = Update(parameters, header.num_examples, name, work.number, metrics, header.digest, extents)
         if work.aggregator:
             work.aggregator.check(update)
         return update
@@ -135,5 +136,5 @@ class Uploads:
         work.bytes_received += size
         traffic.bytes_received += size
         self.bytes_received += size
-        work.updates.append(update if work.kind is Kind.INITIALIZE else replace(update, parameters={}))
+        work.updates.append(update if work.kind is Kind.INITIALIZE else replace(update, parameters={}, extents={}))
         return self._math.submit(work.aggregator.add, update) if work.aggregator else None

@@ -22,7 +22,8 @@ from fedcore import registry
 from fedcore.codec import Codec, buffers, frame_bytes, joined
 from fedcore.errors import DecodeError
 from fedcore.messages import TensorInfo
-from fedcore.parameters import DTYPES, Parameters, Spec, contiguous, dtype_name, raw_bytes, shards
+from fedcore.parameters import DTYPES, Parameters, Spec, contiguous, dtype_name, raw_bytes
+from fedcore.shards import shards
 
 __all__ = ["check_codec"]
 

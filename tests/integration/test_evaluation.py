@@ -81,7 +81,7 @@ def test_an_evaluation_that_hangs_delays_no_heartbeat_and_is_given_up():
         release.wait(30)
         return 1.0, {}
 
-    config = ServerConfig(num_rounds=2, evaluate_timeout=0.3)
+    config = ServerConfig(num_rounds=2, evaluate_timeout=0.3, stop_grace=0.2)
     wire = Memory()
     with Server("", config=config, strategy=FedAvg(INITIAL, evaluate), transport=wire) as server:
         threads = [
@@ -116,3 +116,18 @@ def test_client_side_evaluation_can_be_switched_off():
     clients = [Evaluates(0.2, 10), Evaluates(0.4, 30)]
     run_federation(clients, strategy=FedAvg(INITIAL), config=ServerConfig(num_rounds=2, evaluate_timeout=0))
     assert clients[0].seen == []
+
+
+def test_no_model_is_kept_for_an_evaluation_that_nobody_makes():
+    wire = Memory()
+    with Server("", config=ServerConfig(num_rounds=4), strategy=FedAvg(INITIAL), transport=wire) as server:
+        threads = [
+            threading.Thread(target=start_client, args=(server.address, Adds(), name), kwargs={"transport": wire})
+            for name in ("a", "b")
+        ]
+        for thread in threads:
+            thread.start()
+        server.wait(20)
+        assert server.hub.tasks.works == {}
+        for thread in threads:
+            thread.join(10)

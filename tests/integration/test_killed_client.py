@@ -3,12 +3,14 @@
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from fedcore import FedAvg, Server, ServerConfig
+from fedcore.events import ClientRegistered
 
 SCRIPT = Path(__file__).with_name("killable.py")
 
@@ -22,10 +24,16 @@ def test_the_round_ends_and_the_run_finishes(ends):
         heartbeat_timeout=2.0 if by_quorum else 60.0, round_timeout=60.0 if by_quorum else 6.0,
     )  # fmt: skip
     strategy = FedAvg({"w": torch.zeros(4)}, min_fit_clients=2, clients_per_round=3)
-    with Server("127.0.0.1:0", config=config, strategy=strategy) as server:
-        # the victim first: a round would not wait for it
+    registered = threading.Event()
+
+    def watch(event):
+        if isinstance(event, ClientRegistered):
+            registered.set()
+
+    with Server("127.0.0.1:0", config=config, strategy=strategy, observers=[watch]) as server:
         commands = [[sys.executable, SCRIPT, server.address, name] for name in ("victim", "client-1", "client-2")]
         victim = subprocess.Popen(commands[0], stdout=subprocess.PIPE, text=True)
+        assert registered.wait(60)  # a round would open without it
         others = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands[1:]]
         assert victim.stdout.readline() == "training\n"
         victim.send_signal(signal.SIGKILL)

@@ -5,14 +5,13 @@ import threading
 import pytest
 import torch
 
-from fedcore import Client, FedAvg, Memory, Server, ServerConfig, UnknownName, start_client
+from fedcore import Client, FedAvg, Memory, Server, ServerConfig, UnknownName, registry, start_client
 from fedcore.codec import Wrapper
 from fedcore.codecs.lz4 import Lz4
 from fedcore.codecs.msgpack import Msgpack
 from fedcore.codecs.safetensors import Safetensors
 from fedcore.errors import CodecRefused, ConfigError
 from fedcore.messages import Assigned, Submit
-from fedcore.registry import register
 
 INITIAL = {"w": torch.arange(2000.0)}
 
@@ -110,7 +109,7 @@ def test_an_accept_list_is_kept_part_by_part():
     assert "'lz4'" in str(raised[0])
 
 
-def test_lossy_codecs_must_be_named():
+def test_lossy_codecs_must_be_named(monkeypatch):
     class Coarse(Wrapper):
         part, lossless = "coarse", False
 
@@ -120,7 +119,8 @@ def test_lossy_codecs_must_be_named():
         def decode(self, frame, spec, *, base=None, into=None):
             return self.inner.decode(frame, spec, into=into)
 
-    register("codecs", "coarse", Coarse)
+    monkeypatch.setattr(registry, "_registered", {})
+    registry.register("codecs", "coarse", Coarse)
     _, raised, _ = federation({}, {"codec": "safetensors+coarse"})
     assert isinstance(raised[0], CodecRefused)
 

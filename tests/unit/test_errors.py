@@ -1,6 +1,7 @@
 """The tree of errors is the one that is documented, and each error survives a wire by its reason."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,14 @@ def test_a_finer_reason_keeps_its_name_on_the_nearest_class(reason, nearest):
     again = from_reason(reason, "text")
     assert again.reason == reason
     assert isinstance(again, getattr(fedcore.errors, nearest))
+
+
+def test_every_reason_that_is_written_in_the_sources_is_known():
+    root = Path(fedcore.errors.__file__).parents[1]
+    files = [path for folder in ("fedcore", "transports", "codecs") for path in (root / folder).rglob("*.py")]
+    written = {reason for path in files for reason in re.findall(r'reason="([A-Z_]+)"', path.read_text())}
+    assert len(written) > 10
+    assert sorted(reason for reason in written if type(from_reason(reason, "")) is RemoteError) == []
 
 
 def test_an_instance_may_carry_a_finer_reason_than_its_class():

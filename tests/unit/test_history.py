@@ -56,7 +56,9 @@ def test_the_loss_of_a_diverged_model_is_still_json(history):
     def refuse(token):
         raise AssertionError(f"{token} is not JSON")
 
-    json.loads(history.to_json(), parse_constant=refuse)
+    read = json.loads(history.to_json(), parse_constant=refuse)
+    assert read["rounds"][2]["metrics"] == {"loss": None}
+    assert history.latest == {"loss": math.inf}
 
 
 @pytest.mark.parametrize("metrics", [{}, {"loss": 0.5}, {"loss": 0.5, "accuracy": 0.9, "fit/loss": 1.0}])

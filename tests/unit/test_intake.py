@@ -13,7 +13,7 @@ from fedcore.codec import REFERENCE, Held
 from fedcore.codecs.msgpack import Msgpack
 from fedcore.codecs.safetensors import Safetensors
 from fedcore.errors import ChecksumError, ConnectionLost, DecodeError, Incomplete, SchemaMismatch
-from fedcore.intake import frames, plan, receive
+from fedcore.intake import Source, plan, receive
 from fedcore.messages import Manifest
 from fedcore.parameters import Spec, digest
 
@@ -68,13 +68,26 @@ def test_any_chunking_gives_the_same_payload(sizes, codec):
 @FAST
 @given(st.lists(st.binary(max_size=40), max_size=8), st.lists(st.integers(0, 30), min_size=1, max_size=5).filter(any))
 def test_frames_are_cut_anew_whatever_the_chunks(wanted, sizes):
-    manifest = Manifest("c", 4096, tuple(map(len, wanted)))
-    assert [bytes(frame) for frame in frames(manifest, cut(b"".join(wanted), sizes))] == wanted
+    source = Source(cut(b"".join(wanted), sizes))
+    assert [bytes(source.frame(len(frame))) for frame in wanted] == wanted
+    source.end()
+
+
+@FAST
+@given(st.lists(st.binary(max_size=40), max_size=8), st.lists(st.integers(0, 30), min_size=1, max_size=5).filter(any))
+def test_buffers_are_filled_whatever_the_chunks(wanted, sizes):
+    source = Source(cut(b"".join(wanted), sizes))
+    targets = [bytearray(len(part)) for part in wanted]
+    for target in targets:
+        source.fill(memoryview(target))
+    source.end()
+    assert targets == [bytearray(part) for part in wanted]
 
 
 def test_one_chunk_that_holds_all_frames_is_not_copied():
     body = bytearray(b"aabbb")
-    first, second = frames(Manifest("c", 4096, (2, 3)), [body])
+    source = Source([body])
+    first, second = source.frame(2), source.frame(3)
     body[:] = b"xxyyy"
     assert (bytes(first), bytes(second)) == (b"xx", b"yyy")
 

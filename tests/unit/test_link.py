@@ -505,15 +505,23 @@ class TestHeartbeat:
         assert len(desk.got(Beat)) == 4
 
     def test_l10_a_beat_that_fails_does_not_end_it(self, link_to):
-        clock = Counted(beats=5)
-        failures = [ConnectionLost("gone"), Fenced("newer"), ProtocolError("what"), NotRegistered("who?")]
+        clock = Counted(beats=4)
+        failures = [ConnectionLost("gone"), ProtocolError("what"), NotRegistered("who?")]
         desk = Desk(Beat=[*failures, BeatReply(True)])
         link = link_to(desk, clock=clock)
         link.start_heartbeat()
         assert clock.resting.wait(10)
         link.stop_heartbeat()
-        assert len(desk.got(Beat)) == 5
+        assert len(desk.got(Beat)) == 4
         assert desk.got(Beat)[-1].session.token == "token-2"
+
+    def test_one_that_is_fenced_does(self, link_to):
+        desk = Desk(Beat=[Fenced("newer")])
+        link = link_to(desk, clock=Counted(beats=3))
+        link.start_heartbeat()
+        link._heart.join(10)
+        assert not link._heart.is_alive()
+        assert len(desk.got(Beat)) == 1
 
     def test_stopping_before_or_without_a_start(self, link_to):
         link = link_to(Desk())

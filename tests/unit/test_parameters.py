@@ -21,8 +21,8 @@ from fedcore.parameters import (
     extent,
     itemsize,
     raw_bytes,
-    shards,
 )
+from fedcore.shards import shards
 
 FAST = settings(max_examples=60, deadline=None, database=None)
 

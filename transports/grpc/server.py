@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from secrets import token_hex
 from typing import Any, NoReturn
 
@@ -177,7 +177,9 @@ class Service:
 
     async def _fetch(self, data: bytes, context: Any) -> AsyncIterator[bytes]:
         reply = await self._guarded(self._fetched)(data, context)
-        for chunk in chunks(pb.ModelChunk, reply.body, reply.message.manifest.total_bytes, self._chunk_bytes):
+        cut = chunks(pb.ModelChunk, reply.body, reply.message.manifest.total_bytes, self._chunk_bytes)
+        next_chunk = self._guarded(_next_of)
+        while (chunk := await next_chunk(cut, context)) is not None:
             yield chunk
 
     async def _fetched(self, data: bytes, context: Any) -> Reply:
@@ -198,8 +200,8 @@ class Service:
 
     async def _submit_stream(self, messages: AsyncIterator[bytes], context: Any) -> bytes:
         first = await self._first(messages)
-        if not first.HasField("header"):
-            raise ProtocolError("the first message of an upload must hold the header", reason="PROTOCOL_ORDER")
+        if not first.HasField("header") or first.chunk_data:
+            raise ProtocolError("the first message of an upload holds the header, and no data", reason="PROTOCOL_ORDER")
         header = wire.unpack_submit(first.header)
         assembly = Assembly(pb.ModelUpdateChunk, header.manifest.total_bytes, LARGEST_CHUNK, SMALLEST_CHUNK)
         feed = Feed(asyncio.get_running_loop(), messages, assembly, self._stall_timeout)
@@ -231,6 +233,10 @@ class Service:
         parse(pb.GetServerStatusRequest, data)
         reply = await self._ask(context, StatusQuery())
         return wire.pack_status(reply.message).SerializeToString()  # type: ignore[arg-type]
+
+
+async def _next_of(cut: Iterator[bytes], _: Any) -> bytes | None:
+    return next(cut, None)
 
 
 def _is_served(target: str) -> bool:

@@ -12,7 +12,8 @@ from fedcore.codec import joined
 from fedcore.codecs.safetensors import Safetensors, load, save
 from fedcore.errors import DecodeError, SchemaMismatch
 from fedcore.messages import TensorInfo
-from fedcore.parameters import DTYPES, Spec, digest, raw_bytes, shards
+from fedcore.parameters import DTYPES, Spec, digest, raw_bytes
+from fedcore.shards import shards
 
 CODEC = Safetensors()
 TWO = {"w": torch.tensor([[1.0, 2.0]]), "on": torch.tensor([True, False])}

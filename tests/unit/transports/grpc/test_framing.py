@@ -99,6 +99,13 @@ def test_k9_a_million_tiny_chunks_are_refused_at_the_first(size):
     assert caught.value.reason == "BAD_CHUNK_SIZE"
 
 
+def test_only_the_last_chunk_may_be_small():
+    body = bytes((1 << 16) + 1)
+    assembly = Assembly(pb.ModelUpdateChunk, len(body), LIMIT, 1 << 16)
+    assert b"".join(bytes(assembly.take(data)) for data in chunks(pb.ModelUpdateChunk, [body], len(body), 1 << 16)) == body
+    assembly.end()
+
+
 def test_a_fault_is_noticed_at_the_chunk_that_has_it():
     assembly = Assembly(pb.ModelUpdateChunk, 10, LIMIT)
     assert bytes(assembly.take(A)) == b"abcd"

@@ -12,7 +12,21 @@ from grpc_health.v1 import health_pb2
 
 from fedcore import Grpc
 from fedcore.errors import AddressError, SchemaMismatch
-from fedcore.messages import Beat, BeatReply, Manifest, Outcome, Pull, Session, Status, Submit, Submitted, Wait
+from fedcore.messages import (
+    Assigned,
+    Beat,
+    BeatReply,
+    Kind,
+    Manifest,
+    Outcome,
+    Pull,
+    Session,
+    Status,
+    Submit,
+    Submitted,
+    Task,
+    Wait,
+)
 from fedcore.protos import fedcore_pb2 as pb
 from fedcore.transport import Reply
 from fedcore.transports.grpc import TransferPolicy, wire
@@ -44,7 +58,7 @@ class Desk:
         except Exception as error:
             future.set_exception(error)
         else:
-            future.set_result(Reply(made))
+            future.set_result(made if isinstance(made, Reply) else Reply(made))
         return future
 
     def beat(self, request):
@@ -158,6 +172,20 @@ def test_w13_nor_does_a_download_tell_secrets(caplog):
     assert (code, reason) == (Code.INTERNAL, "INTERNAL")
 
 
+def test_w13_nor_does_a_body_that_breaks_off():
+    def body():
+        yield b"abc"
+        raise RuntimeError(f"cannot read {SECRET}")
+
+    def answer(request):
+        return Reply(Assigned(Task("t", Kind.FIT, 1), Manifest("c", 4096, (10,))), body())
+
+    with served(answer) as (channel, _):
+        code, _, text = refused(channel.unary_stream(SERVICE + "GetGlobalModelStream"), b"")
+    assert SECRET not in text
+    assert code is Code.INTERNAL
+
+
 def test_w14_the_text_of_an_error_is_escaped():
     def refuse(request):
         raise SchemaMismatch("tensor 'a\nb\x1b[2J'")
@@ -193,6 +221,7 @@ FAULTS = {
     "K3 the header alone": (list(upload(2)), "INCOMPLETE"),
     "K3 W5 an early end": (list(upload(len(LONG), *cut(LONG)[:1])), "INCOMPLETE"),
     "K4 a chunk is missing": (list(upload(len(LONG), *cut(LONG)[::2])), "BAD_SEQUENCE"),
+    "K9 tiny chunks": (list(upload(5000, *chunks(pb.ModelUpdateChunk, [bytes(5000)], 5000, 1))), "BAD_CHUNK_SIZE"),
     "K7 more than announced": (list(upload(2, *chunks(pb.ModelUpdateChunk, [b"abcd"], 4, 4))), "LENGTH_MISMATCH"),
 }
 
