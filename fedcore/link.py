@@ -12,7 +12,7 @@ from typing import TypeVar
 from fedcore.broadcast import encode
 from fedcore.clock import Clock
 from fedcore.codec import REFERENCE, Codec
-from fedcore.errors import ConfigError, FedcoreError, Fenced, NotRegistered, ProtocolError, RunChanged
+from fedcore.errors import ChecksumError, ConfigError, FedcoreError, Fenced, NotRegistered, ProtocolError, RunChanged
 from fedcore.intake import receive
 from fedcore.messages import (
     Answer,
@@ -44,6 +44,7 @@ from fedcore.transport import Body, Connection, Reply
 
 log = logging.getLogger(__name__)
 A = TypeVar("A", bound=Answer)
+T = TypeVar("T")
 
 _HOLD = 60.0  # seconds the server may hold a pull back before it is made anew
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
@@ -127,22 +128,14 @@ class Link:
             self._codec = None
         self._welcome = welcome
 
-    def call(self, make: Callable[[Session], Message], body: Body = ()) -> Reply:
-        """Make a request under the current session, again and again while that may help.
-
-        Raises:
-            FedcoreError: it did not help.
-        """
-
-        def attempt() -> Reply:
-            session = self.session
-            try:
-                return self._connection.request(make(session), body)
-            except (NotRegistered, RunChanged) as error:
-                self._register_again(session, error)
-                return self._connection.request(make(self.session), body)
-
-        return self._insist(attempt)
+    def _request(self, make: Callable[[Session], Message], body: Body = ()) -> Reply:
+        """Make a request under the current session; if the server does not know it (any more), under a new one."""
+        session = self.session
+        try:
+            return self._connection.request(make(session), body)
+        except (NotRegistered, RunChanged) as error:
+            self._register_again(session, error)
+            return self._connection.request(make(self.session), body)
 
     def _register_again(self, stale: Session, error: FedcoreError) -> None:
         with self._registering:
@@ -150,16 +143,21 @@ class Link:
                 log.info("client %s registers again: %s", self.client_id, error)
                 self.register()
 
-    def _insist(self, attempt: Callable[[], Reply]) -> Reply:
-        """Make an attempt until it works, with pauses of full jitter that grow; give up after ``patience`` seconds."""
-        failing_since, pause = None, _FIRST_PAUSE
+    def _insist(self, attempt: Callable[[], T]) -> T:
+        """Make an attempt until it works, with pauses of full jitter that grow; give up after ``patience`` seconds.
+
+        Bytes that arrive changed again and again are no accident of the network, and not insisted on.
+        """
+        failing_since, pause, corrupted = None, _FIRST_PAUSE, 0
         while True:
             try:
                 return attempt()
             except FedcoreError as error:
                 now = self._clock.now()
                 failing_since = now if failing_since is None else failing_since
-                if not error.retryable or now - failing_since >= self._patience or self._over:
+                corrupted += isinstance(error, ChecksumError)
+                hopeless = not error.retryable or corrupted >= _CHECKSUM_TRIES
+                if hopeless or now - failing_since >= self._patience or self._over:
                     raise
                 log.debug("client %s: %s; trying again", self.client_id, error)
             self._pause(self._jitter.uniform(0, pause))
@@ -179,29 +177,30 @@ class Link:
         Raises:
             FedcoreError: the server cannot be reached, or what it sends cannot be used.
         """
-        failures = 0
         while not self._over:
             self.update_status(Status.WAITING)
             try:
-                reply = self.call(lambda session: Pull(session, _HOLD))
-            except FedcoreError:
+                given = self._insist(self._pull)
+            except FedcoreError as error:
                 if self._over:  # the heartbeat heard of the end, and the server is gone
                     break
+                if self._task is not None:
+                    self.give_back(self._task, f"the download failed: {error}")
                 raise
-            if isinstance(reply.message, Finished):
-                self._over = reply.message
-            elif isinstance(reply.message, Assigned):
-                try:
-                    return self._accept(reply.message, reply.body)
-                except FedcoreError as error:
-                    failures += 1
-                    if not error.retryable or failures >= _CHECKSUM_TRIES:
-                        self.give_back(reply.message.task, f"the download failed: {error}")
-                        raise
-                    log.info("client %s: the download failed and is made again: %s", self.client_id, error)
-            else:
-                _expect(reply, Wait)
+            if isinstance(given, Finished):
+                self._over = given
+            elif given is not None:
+                return given
         return self._over
+
+    def _pull(self) -> tuple[Task, Parameters] | Finished | None:
+        reply = self._request(lambda session: Pull(session, _HOLD))
+        if isinstance(reply.message, Assigned):
+            return self._accept(reply.message, reply.body)
+        if isinstance(reply.message, Finished):
+            return reply.message
+        _expect(reply, Wait)
+        return None
 
     def _accept(self, assigned: Assigned, body: Body) -> tuple[Task, Parameters]:
         task, manifest = assigned.task, assigned.manifest
@@ -225,18 +224,22 @@ class Link:
         name = "" if self._codec is None else digest(parameters, spec)
         payload = encode(parameters, spec, name, self._codec, SHARD_BYTES)
         attempt = token_hex(8)
-        for _ in range(_CHECKSUM_TRIES):
-            reply = self.call(
+        submitted = self._insist(
+            lambda: self._hand_in(
                 lambda session: Submit(
                     session, task.id, task.round, attempt, task.base_digest, num_examples, payload.manifest, metrics
                 ),
                 payload.body,
             )
-            submitted = _expect(reply, Submitted)
-            if submitted.reason != "CHECKSUM":
-                break
+        )
         self._task = None
         self._obey(submitted.directive)
+        return submitted
+
+    def _hand_in(self, make: Callable[[Session], Message], body: Body) -> Submitted:
+        submitted = _expect(self._request(make, body), Submitted)
+        if submitted.reason == ChecksumError.reason:
+            raise ChecksumError(submitted.message)
         return submitted
 
     def give_back(self, task: Task, reason: str) -> None:
