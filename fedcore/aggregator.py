@@ -218,8 +218,11 @@ class FedAvgAggregator(Aggregator):
         self._held.clear()
         if not self.weight:
             raise AggregationError("the mean of no updates does not exist")
-        means = {name: total.mean(self.weight) for name, total in self._sums.items()}
-        return self._known().tie({**means, **self._largest})
+        spec = self._known()
+        blank = spec.blank()
+        for name, total in self._sums.items():
+            total.mean(self.weight, blank[name])
+        return spec.tie({**blank, **self._largest})
 
     def aggregate(self, updates: Iterable[Result]) -> Parameters:
         """Return the mean of ``updates``: Updates, or ``(parameters, num_examples)`` pairs."""
@@ -261,12 +264,16 @@ class FedAvgAggregator(Aggregator):
 
     def _start(self, like: Mapping[str, Tensor], bounding: Sequence[Mapping[str, Tensor]], least: float = 0.0) -> None:
         self._spec = Spec.of(like)
+        floating = [info.name for info in self._spec.entries if like[info.name].is_floating_point()]
+        # one large numpy buffer is asked for huge pages: first use is several times faster than of many tensors
+        memory = torch.from_numpy(np.empty(sum(like[name].numel() for name in floating), np.int64)).zero_()
+        rest = iter(memory.split([like[name].numel() for name in floating]))
         for info in self._spec.entries:
             tensor = like[info.name]
             if tensor.is_floating_point():
                 bound = max(extent(parameters[info.name]) for parameters in bounding)
                 bound = max(bound, least) if bound else 0.0
-                self._sums[info.name] = FixedPointSum(tensor.shape, tensor.dtype, bound, self._fraction_bits)
+                self._sums[info.name] = FixedPointSum(tensor.shape, tensor.dtype, bound, self._fraction_bits, next(rest))
             else:
                 self._largest[info.name] = tensor.detach().cpu().clone()
 

@@ -37,13 +37,21 @@ class FixedPointSum:
         dtype: of every term, and of the mean.
         bound: the magnitude that sets the unit; 0 stands for 1.
         fraction_bits: how many bits of the weights stand for a fraction; the unit is as much coarser, the mean is not.
+        memory: int64 zeros to use, one an element; None allocates them.
     """
 
-    def __init__(self, shape: torch.Size, dtype: torch.dtype, bound: float, fraction_bits: int = 0):
+    def __init__(
+        self,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        bound: float,
+        fraction_bits: int = 0,
+        memory: Tensor | None = None,
+    ):
         self.shape, self.dtype = shape, dtype
         exponent = math.frexp(bound)[1] if bound > 0 and math.isfinite(bound) else 0
         self.shift = _PRECISION.get(dtype, _DEFAULT_PRECISION) - max(exponent, -512) - fraction_bits
-        self.low = torch.zeros(math.prod(shape), dtype=torch.int64)
+        self.low = torch.zeros(math.prod(shape), dtype=torch.int64) if memory is None else memory
         self.high: Tensor | None = None
         self._filled = 0.0  # a bound of |low|
 
@@ -82,13 +90,14 @@ class FixedPointSum:
         else:
             self._filled += size
 
-    def mean(self, weight: int) -> Tensor:
-        """Return the sum divided by ``weight``, rounded to the dtype of the terms."""
-        out = torch.empty(self.low.numel(), dtype=self.dtype)
-        for start in range(0, out.numel(), _BLOCK):
+    def mean(self, weight: int, into: Tensor | None = None) -> Tensor:
+        """Return the sum divided by ``weight``, rounded to the dtype of the terms; in ``into`` if that is given."""
+        out = torch.empty(self.shape, dtype=self.dtype) if into is None else into
+        flat = out.view(-1)
+        for start in range(0, flat.numel(), _BLOCK):
             block = slice(start, start + _BLOCK)
-            out[block] = _rounded(self._total(block).div_(weight).mul_(math.ldexp(1.0, -self.shift)), self.dtype)
-        return out.view(self.shape)
+            flat[block] = _rounded(self._total(block).div_(weight).mul_(math.ldexp(1.0, -self.shift)), self.dtype)
+        return out
 
     def parts(self) -> dict[str, Tensor]:
         """Return the exact state, from which :meth:`merge` goes on."""

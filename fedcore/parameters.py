@@ -198,6 +198,7 @@ class Spec:
             SchemaMismatch: naming the first difference.
         """
         self.check(parameters)
+        # not a blank: whoever saves one of these tensors must not write the memory of the others
         copied = {i.name: torch.empty(i.shape, dtype=DTYPES[i.dtype]) for i in self.entries}
         for name, tensor in copied.items():
             tensor.copy_(parameters[name].detach())
