@@ -267,7 +267,7 @@ class FedAvgAggregator(Aggregator):
         floating = [info.name for info in self._spec.entries if like[info.name].is_floating_point()]
         # one large numpy buffer is asked for huge pages: first use is several times faster than of many tensors
         memory = torch.from_numpy(np.empty(sum(like[name].numel() for name in floating), np.int64)).zero_()
-        rest = iter(memory.split([like[name].numel() for name in floating]))
+        rest = iter(torch.split(memory, [like[name].numel() for name in floating]))
         for info in self._spec.entries:
             tensor = like[info.name]
             if tensor.is_floating_point():
