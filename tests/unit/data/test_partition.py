@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedcore.data.partition import dirichlet
 from fedcore.errors import ConfigError
@@ -41,7 +42,9 @@ def test_no_part_is_smaller_than_asked_for(seed):
 def test_a_small_alpha_skews_the_labels_and_a_large_one_does_not():
     def classes_for_most(alpha):
         """Return the mean number of classes that hold nine tenths of a part."""
-        counts = [LABELS[part].bincount(minlength=10).sort(descending=True).values for part in dirichlet(LABELS, 5, alpha, seed=1)]
+        counts = [
+            LABELS[part].bincount(minlength=10).sort(descending=True).values for part in dirichlet(LABELS, 5, alpha, seed=1)
+        ]
         return sum(int((c.cumsum(0) < 0.9 * c.sum()).sum()) + 1 for c in counts) / len(counts)
 
     assert classes_for_most(0.05) < 4 < 8 < classes_for_most(1000.0)
