@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,8 @@ class Evaluations:
     def __init__(self, strategy: Strategy, clock: Clock, timeout: float, report: Callable[[ev.Event], None]):
         self._strategy, self._clock, self._timeout, self._report = strategy, clock, timeout, report
         self._lane = Lane("fedcore-evaluate")
-        self.pending: list[Pending] = []
+        self._lock = threading.Lock()
+        self.pending: tuple[Pending, ...] = ()
 
     def server_side(self, number: int, parameters: Parameters) -> None:
         """Evaluate the model of a round with ``Strategy.evaluate``; ``parameters`` are a copy for it to keep."""
@@ -52,9 +54,10 @@ class Evaluations:
 
     def overdue(self, now: float) -> None:
         """Give up evaluations that have taken too long; a new thread takes the ones behind them."""
-        late = [p for p in self.pending if now >= p.since + self._timeout]
+        with self._lock:
+            late = [p for p in self.pending if now >= p.since + self._timeout]
+            self.pending = tuple(p for p in self.pending if p not in late)
         if late:
-            self.pending = [p for p in self.pending if p not in late]
             self._lane.close(timeout=0)  # it ends when the user's code returns, if it does
             self._lane = Lane("fedcore-evaluate")
         for pending in late:
@@ -72,7 +75,8 @@ class Evaluations:
 
     def _start(self, number: int, job: Callable[[], Mapping[str, float] | None]) -> None:
         pending = Pending(number, self._clock.now())
-        self.pending.append(pending)
+        with self._lock:
+            self.pending += (pending,)
         self._lane.submit(self._run, pending, job)
 
     def _run(self, pending: Pending, job: Callable[[], Mapping[str, float] | None]) -> None:
@@ -85,8 +89,10 @@ class Evaluations:
             log.exception("the evaluation of round %d failed; the round stands", pending.number)
             reason = f"{type(error).__name__}: {error}"
             event = ev.EvaluationFailed(at=self._clock.now(), round=pending.number, reason=reason)
-        if pending in self.pending:  # else it was given up
-            self.pending.remove(pending)
+        with self._lock:
+            awaited = pending in self.pending  # else it was given up
+            self.pending = tuple(p for p in self.pending if p is not pending)
+        if awaited:
             self._report(event or ev.Evaluated(at=self._clock.now(), round=pending.number, metrics={}))
 
     def _evaluate(self, number: int, parameters: Parameters) -> dict[str, float] | None:
