@@ -157,7 +157,7 @@ def summary(options: Options, record: dict[str, Any], seconds: float) -> str:
     sent, received = (sum(each[f"bytes_{way}"] for each in rounds) for way in ("sent", "received"))
     lines = [
         "",
-        *(f"  {name:<10} {value:.4f}" for name, value in sorted(made[-1]["metrics"].items()) if "/" not in name),
+        *(f"  {name:<10} {_shown(value)}" for name, value in sorted(made[-1]["metrics"].items()) if "/" not in name),
         f"  {'rounds':<10} {len(made)} committed, {len(rounds) - len(made) or 'none'} failed",
         f"  {'time':<10} {span(sum(each['seconds'] for each in rounds))} in rounds, {span(seconds)} in all",
         f"  {'traffic':<10} {size(sent)} to clients, {size(received)} back, as {options.codec}",
@@ -176,3 +176,7 @@ def summary(options: Options, record: dict[str, Any], seconds: float) -> str:
 def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def _shown(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"

@@ -42,7 +42,7 @@ def dirichlet(
         ConfigError: an argument makes no sense, or no draw gave every part ``min_size`` examples.
     """
     classes = np.asarray(labels)
-    _check(classes, parts, alpha, min_size)
+    _check(classes, parts, alpha, min_size, seed)
     generator = np.random.default_rng(seed)
     for _ in range(_TRIES):
         part_of = _draw(classes, parts, alpha, generator)
@@ -54,13 +54,15 @@ def dirichlet(
     )
 
 
-def _check(classes: np.ndarray, parts: int, alpha: float, min_size: int) -> None:
+def _check(classes: np.ndarray, parts: int, alpha: float, min_size: int, seed: int) -> None:
     if classes.ndim != 1:
         raise ConfigError(f"labels must have one dimension, not the shape {classes.shape}")
     if parts < 1:
         raise ConfigError(f"parts must be at least 1, not {parts}")
     if not (math.isfinite(alpha) and alpha > 0):
         raise ConfigError(f"alpha must be a number above 0, not {alpha!r}")
+    if seed < 0:
+        raise ConfigError(f"seed must be at least 0, not {seed}")
     if parts * min_size > len(classes):
         raise ConfigError(f"{len(classes)} examples are too few for {parts} parts of at least {min_size}")
 

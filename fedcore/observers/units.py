@@ -64,8 +64,9 @@ def sparkline(values: list[float], length: int = 20) -> str:
     """
     shown = [value for value in values if math.isfinite(value)][-length:]
     low, high = min(shown, default=0.0), max(shown, default=0.0)
-    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_BLOCKS[round((value - low) * scale)] for value in shown)
+    width = high / 2 - low / 2  # halves, because the whole may be beyond a float
+    shares = [(value / 2 - low / 2) / width if width else 0.0 for value in shown]
+    return "".join(_BLOCKS[round(share * (len(_BLOCKS) - 1))] for share in shares)
 
 
 def harmless(text: str) -> str:

@@ -116,3 +116,11 @@ def test_the_summary_tells_of_what_went_wrong():
         "  round 1 went on without client-2: silent for 10 s",
         "  round 2 failed: no quorum",
     ]
+
+
+def test_the_same_seed_gives_the_same_model_with_another_codec_too(demo, tmp_path):
+    more = ["--rounds", "2", "--codec", "safetensors+lz4", "--out", tmp_path]
+    done = subprocess.run([*COMMAND, *more], capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, again = (json.loads((folder / "history.json").read_text())["rounds"] for folder in (demo[1], tmp_path))
+    assert [each["digest"] for each in again] == [each["digest"] for each in first[:2]]

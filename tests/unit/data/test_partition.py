@@ -69,3 +69,8 @@ def test_arguments_that_make_no_sense(arguments, says):
 def test_what_no_draw_can_give_is_an_error_after_a_bounded_number_of_tries():
     with pytest.raises(ConfigError, match=r"none of 1000 draws .* 2 parts at least 10 of 20 examples: raise alpha \(0.001\)"):
         dirichlet([0] * 20, 2, 0.001, seed=0)
+
+
+def test_a_negative_seed_is_named():
+    with pytest.raises(ConfigError, match="seed"):
+        dirichlet(LABELS, 2, 0.5, seed=-1)

@@ -47,3 +47,8 @@ def test_texts_of_others_cannot_move_the_cursor_or_fill_the_screen():
 def test_names_sort_as_people_count():
     names = ["client-10", "client-2", "alice", "client-1"]
     assert sorted(names, key=units.natural) == ["alice", "client-1", "client-2", "client-10"]
+
+
+def test_a_sparkline_of_numbers_at_the_end_of_floats():
+    assert units.sparkline([-1.7e308, 0.0, 1.7e308]) == "▁▅█"
+    assert len(units.sparkline([0.0, 5e-324])) == 2
