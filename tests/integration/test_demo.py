@@ -77,11 +77,18 @@ def test_a_server_that_cannot_begin_is_reported_with_its_log(tmp_path):
 
 
 def test_an_interrupt_ends_everything(tmp_path):
-    running = subprocess.Popen([*COMMAND, "--rounds", "10000", "--out", tmp_path], stdout=subprocess.PIPE, text=True)
-    while not running.stdout.readline().startswith("run run-"):
-        pass
-    running.send_signal(signal.SIGINT)
-    rest, _ = running.communicate(timeout=10)  # which ends when every process has closed its end
+    # a shell's background jobs ignore the interrupt, and what they start inherits that
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code = f"{heed}import sys; from fedcore.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *COMMAND[3:], "--rounds", "10000", "--out", tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            while not running.stdout.readline().startswith("run run-"):
+                assert running.poll() is None
+            running.send_signal(signal.SIGINT)
+            rest, _ = running.communicate(timeout=30)  # which ends when every process has closed its end
+        finally:
+            running.kill()
     assert running.returncode == 130
     assert "Traceback" not in rest
 
