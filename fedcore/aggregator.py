@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from fedcore.errors import AggregationError, ConfigError, InvalidWeight, SchemaMismatch
 from fedcore.fixedpoint import FixedPointSum
 from fedcore.parameters import Parameters, Spec, extent
+from fedcore.pool import borrow
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,32 @@ _LEAST_BOUND = 2.0**-20  # a tensor that is almost zero in the model may still g
 _FRACTION_BITS = 20  # of weights that need not be whole: those of a callable, and those that are cut to a share
 
 
+@dataclass(frozen=True)
+class Job:
+    """A piece of arithmetic that shares nothing with others of its list; ``nbytes`` is what it reads."""
+
+    nbytes: int
+    run: Callable[[], object]
+
+
+def in_turn(jobs: Sequence[Job]) -> None:
+    """Do jobs one after the other."""
+    for job in jobs:
+        job.run()
+
+
 class Aggregator(ABC):
     """Folds updates into one payload. One thread at a time calls it.
 
     Attributes:
         mergeable: whether :meth:`partial` and :meth:`merge` work.
         retains: whether it keeps the updates' tensors beyond :meth:`add`.
+        each: does a list of jobs; the server hands in one that uses several cores.
     """
 
     mergeable: bool = False
     retains: bool = False
+    each: Callable[[Sequence[Job]], None] = staticmethod(in_turn)
 
     def check(self, update: Update) -> None:
         """Say whether :meth:`add` would take the update; asked before the update is acknowledged.
@@ -220,8 +238,9 @@ class FedAvgAggregator(Aggregator):
             raise AggregationError("the mean of no updates does not exist")
         spec = self._known()
         blank = spec.blank()
-        for name, total in self._sums.items():
-            total.mean(self.weight, blank[name])
+        self.each([
+            Job(blank[name].nbytes, partial(total.mean, self.weight, blank[name])) for name, total in self._sums.items()
+        ])  # fmt: skip
         return spec.tie({**blank, **self._largest})
 
     def aggregate(self, updates: Iterable[Result]) -> Parameters:
@@ -265,9 +284,9 @@ class FedAvgAggregator(Aggregator):
     def _start(self, like: Mapping[str, Tensor], bounding: Sequence[Mapping[str, Tensor]], least: float = 0.0) -> None:
         self._spec = Spec.of(like)
         floating = [info.name for info in self._spec.entries if like[info.name].is_floating_point()]
-        # one large numpy buffer is asked for huge pages: first use is several times faster than of many tensors
-        memory = torch.from_numpy(np.empty(sum(like[name].numel() for name in floating), np.int64)).zero_()
-        rest = iter(torch.split(memory, [like[name].numel() for name in floating]))
+        ends = np.cumsum([like[name].numel() for name in floating], dtype=np.int64)
+        memory = borrow(8 * int(ends[-1])).view(np.int64) if floating else np.empty(0, np.int64)
+        rest = iter(np.split(memory, ends[:-1]))
         for info in self._spec.entries:
             tensor = like[info.name]
             if tensor.is_floating_point():
@@ -291,8 +310,11 @@ class FedAvgAggregator(Aggregator):
         return max(1, round(value * (1 << self._fraction_bits)))
 
     def _fold(self, update: Update, weight: int) -> None:
-        for name, total in self._sums.items():
-            total.add(name, update.parameters[name], weight, update.extent(name))
+        values = update.parameters
+        self.each([
+            Job(values[name].nbytes, partial(total.add, name, values[name], weight, update.extent(name)))
+            for name, total in self._sums.items()
+        ])  # fmt: skip
         self._take_largest(update.parameters)
         self.weight += weight
 

@@ -46,11 +46,13 @@ class Codec(ABC):
         part: the name on the shelf, a part of :attr:`name`.
         lossless: whether ``decode(encode(x))`` is bit-identical to ``x``.
         trusted_only: whether the format is fit only for peers that the operator named it for; never accepted by default.
+        uses_base: whether ``encode`` makes use of ``base``; callers then keep the model that the receiver holds.
     """
 
     part: ClassVar[str]
     lossless: bool = True
     trusted_only: bool = False
+    uses_base: bool = False
 
     @property
     def name(self) -> str:
@@ -66,7 +68,8 @@ class Codec(ABC):
         Args:
             shard: named tensors, contiguous, on the CPU; none is changed.
             base: the same shard of the model that the receiver holds, for codecs that send differences.
-            state: what a codec with memory (error feedback) keeps between rounds; owned by the caller.
+            state: what a codec with memory (error feedback) keeps between rounds; owned by the caller. Its values are
+                replaced, never changed in place, so the caller takes a call back by putting a shallow copy in its place.
 
         Returns:
             The frame. It may hold views of the tensors' own memory: send it before they change.
@@ -127,6 +130,7 @@ class Wrapper(Codec):
         self.inner = inner
         self.lossless = type(self).lossless and inner.lossless
         self.trusted_only = type(self).trusted_only or inner.trusted_only
+        self.uses_base = type(self).uses_base or inner.uses_base
 
     @property
     def name(self) -> str:

@@ -12,21 +12,29 @@ which is allocated only then, so a tensor may grow far beyond its bound in a rou
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedcore.errors import OutOfRange
 from fedcore.parameters import extent
 
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
 _PRECISION = {torch.float64: 58}  # bits below the bound; all other dtypes have at most 24 significant bits
 _DEFAULT_PRECISION = 44
-_BLOCK = 1 << 18  # elements: the temporaries of a block stay in cache
+_BLOCK = 1 << 16  # elements: the temporaries of a block stay in the cache of a core
 _CARRY = 40  # bits of a sum that stay in the low word once there is a high one
 _ROOM = 62  # bits a low word may fill before it carries
 _LIMIT = 90  # bits a term may have, so that 8,192 of the largest fit
 _LOW = (1 << _CARRY) - 1
+_MAGIC = 1.5 * 2.0**52  # the last bit of a float64 near it stands for one: adding it rounds, and leaves an integer in the bits
+_MAGIC_BITS = int(np.float64(_MAGIC).view(np.int64))
+_MAGIC_LIMIT = 2.0**51
 
 
 class FixedPointSum:
@@ -37,7 +45,7 @@ class FixedPointSum:
         dtype: of every term, and of the mean.
         bound: the magnitude that sets the unit; 0 stands for 1.
         fraction_bits: how many bits of the weights stand for a fraction; the unit is as much coarser, the mean is not.
-        memory: int64 zeros to use, one an element; None allocates them.
+        memory: int64 to use, one an element, whatever it holds; None allocates it.
     """
 
     def __init__(
@@ -46,13 +54,14 @@ class FixedPointSum:
         dtype: torch.dtype,
         bound: float,
         fraction_bits: int = 0,
-        memory: Tensor | None = None,
+        memory: Integers | None = None,
     ):
         self.shape, self.dtype = shape, dtype
         exponent = math.frexp(bound)[1] if bound > 0 and math.isfinite(bound) else 0
         self.shift = _PRECISION.get(dtype, _DEFAULT_PRECISION) - max(exponent, -512) - fraction_bits
-        self.low = torch.zeros(math.prod(shape), dtype=torch.int64) if memory is None else memory
-        self.high: Tensor | None = None
+        self.low: Integers = np.empty(math.prod(shape), np.int64) if memory is None else memory
+        self.high: Integers | None = None
+        self._empty = True  # the low word holds nothing yet, not even zeros
         self._filled = 0.0  # a bound of |low|
 
     def check(self, name: str, magnitude: float, weight: int) -> float:
@@ -74,21 +83,20 @@ class FixedPointSum:
             OutOfRange: the term cannot be represented.
         """
         size = self.check(name, extent(value) if magnitude is None else magnitude, weight)
-        wide = size + self._filled >= 2.0**_ROOM
-        if wide:
+        if size + self._filled >= 2.0**_ROOM:
             self._carry()
-        scale = math.ldexp(weight, self.shift)
-        flat = value.detach().reshape(-1)
-        for start in range(0, flat.numel(), _BLOCK):
-            term = flat[start : start + _BLOCK].to(torch.float64, copy=True).mul_(scale).round_()
-            if wide:
-                self._add_wide(start, term)
+            for block, term in _blocks(value, math.ldexp(weight, self.shift)):
+                self._add_wide(block, np.rint(term, out=term))
+            self._carry()
+            return
+        for block, term in _blocks(value, math.ldexp(weight, self.shift)):
+            units = _units(term, size)
+            if self._empty:
+                self.low[block] = units
             else:
-                self.low[start : start + _BLOCK] += term.to(torch.int64)
-        if wide:
-            self._carry()
-        else:
-            self._filled += size
+                self.low[block] += units
+        self._empty = False
+        self._filled += size
 
     def mean(self, weight: int, into: Tensor | None = None) -> Tensor:
         """Return the sum divided by ``weight``, rounded to the dtype of the terms; in ``into`` if that is given."""
@@ -96,13 +104,17 @@ class FixedPointSum:
         flat = out.view(-1)
         for start in range(0, flat.numel(), _BLOCK):
             block = slice(start, start + _BLOCK)
-            flat[block] = _rounded(self._total(block).div_(weight).mul_(math.ldexp(1.0, -self.shift)), self.dtype)
+            exact = self._total(block)
+            exact /= weight
+            exact *= math.ldexp(1.0, -self.shift)
+            flat[block] = _rounded(torch.from_numpy(exact), self.dtype)
         return out
 
     def parts(self) -> dict[str, Tensor]:
         """Return the exact state, from which :meth:`merge` goes on."""
-        words = {"low": self.low.clone(), "shift": torch.tensor(self.shift)}
-        return words if self.high is None else {**words, "high": self.high.clone()}
+        self._begin()
+        words = {"low": torch.from_numpy(self.low.copy()), "shift": torch.tensor(self.shift)}
+        return words if self.high is None else {**words, "high": torch.from_numpy(self.high.copy())}
 
     def merge(self, parts: Mapping[str, Tensor]) -> None:
         """Add the state of another sum.
@@ -112,34 +124,64 @@ class FixedPointSum:
         """
         if int(parts["shift"]) != self.shift:
             raise OutOfRange(f"a partial sum in units of 2**-{int(parts['shift'])} does not fit one of 2**-{self.shift}")
-        high = self._carry()
-        high += parts["low"] >> _CARRY
+        high, low = self._carry(), parts["low"].numpy()
+        high += low >> _CARRY
         if "high" in parts:
-            high += parts["high"]
-        self.low += parts["low"] & _LOW
+            high += parts["high"].numpy()
+        self.low += low & _LOW
         self._carry()
 
-    def _add_wide(self, start: int, term: Tensor) -> None:
-        top = (term * 2.0**-_CARRY).floor_()
-        self.high[start : start + term.numel()] += top.to(torch.int64)  # type: ignore[index]
-        self.low[start : start + term.numel()] += (term - top * 2.0**_CARRY).to(torch.int64)
+    def _begin(self) -> None:
+        if self._empty:
+            self.low[:] = 0
+            self._empty = False
 
-    def _carry(self) -> Tensor:
+    def _add_wide(self, block: slice, term: Floats) -> None:
+        top = np.floor(term * 2.0**-_CARRY)
+        self.high[block] += top.astype(np.int64)  # type: ignore[index]
+        self.low[block] += (term - top * 2.0**_CARRY).astype(np.int64)
+
+    def _carry(self) -> Integers:
         """Move all but the lowest bits of the low word to the high one, and return that."""
+        self._begin()
         if self.high is None:
-            self.high = torch.zeros_like(self.low)
+            self.high = np.zeros_like(self.low)
         self.high += self.low >> _CARRY
         self.low &= _LOW
         self._filled = float(1 << _CARRY)
         return self.high
 
-    def _total(self, block: slice) -> Tensor:
+    def _total(self, block: slice) -> Floats:
         low = self.low[block]
         if self.high is None:
-            return low.double()
+            return low.astype(np.float64)
         # normalised words: both conversions are exact, so the one rounding is the same as with a single word
         high = self.high[block] + (low >> _CARRY)
-        return high.double().mul_(2.0**_CARRY) + (low & _LOW).double()
+        return high.astype(np.float64) * 2.0**_CARRY + (low & _LOW).astype(np.float64)
+
+
+def _blocks(value: Tensor, scale: float) -> Iterator[tuple[slice, Floats]]:
+    """Yield ``scale * value`` in float64, block by block; the memory of a block is used again for the next."""
+    flat = value.detach().cpu().reshape(-1)
+    room = np.empty(min(_BLOCK, flat.numel()))
+    for start in range(0, flat.numel(), _BLOCK):
+        piece = flat[start : start + _BLOCK]
+        if piece.dtype not in (torch.float32, torch.float64):  # numpy knows few of the others, and float32 holds them all
+            piece = piece.float()
+        term = room[: piece.numel()]
+        np.copyto(term, piece.numpy())
+        term *= scale
+        yield slice(start, start + _BLOCK), term
+
+
+def _units(term: Floats, size: float) -> Integers:
+    """Return float64 values of magnitude at most ``size``, rounded to integers; ``term`` is overwritten."""
+    if size >= _MAGIC_LIMIT:
+        return np.rint(term, out=term).astype(np.int64)
+    term += _MAGIC
+    units = term.view(np.int64)
+    units -= _MAGIC_BITS
+    return units
 
 
 def _rounded(exact: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedcore import events as ev
 from fedcore.errors import MissingDependency
 
 
@@ -47,6 +48,21 @@ class History(list[tuple[int, dict[str, float]]]):
     def __init__(self) -> None:
         super().__init__()
         self.rounds: list[RoundRecord] = []
+
+    def take(self, event: ev.Event) -> None:
+        """Note what an event says about a round."""
+        if isinstance(event, ev.RoundCommitted):
+            self.add(
+                RoundRecord(
+                    event.round, "committed", "", list(event.accepted), dict(event.missing), dict(event.metrics),
+                    event.seconds, event.bytes_sent, event.bytes_received, event.digest,
+                )
+            )  # fmt: skip
+        elif isinstance(event, ev.RoundFailed):
+            missing = dict(event.missing)
+            self.add(RoundRecord(event.round, "failed", event.reason, [], missing, seconds=event.seconds))
+        elif isinstance(event, ev.Evaluated):
+            self.note(event.round, event.metrics)
 
     def add(self, record: RoundRecord) -> None:
         """Append a round; its metrics may still be added to."""

@@ -25,6 +25,7 @@ from fedcore.clock import Clock
 from fedcore.codec import REFERENCE, Codec
 from fedcore.config import ServerConfig
 from fedcore.coordinator import Coordinator
+from fedcore.cores import Cores
 from fedcore.errors import CodecRefused, ConnectionLost, FedcoreError, ProtocolError, RemoteError
 from fedcore.lane import Lane
 from fedcore.messages import (
@@ -77,6 +78,7 @@ class Hub:
     Attributes:
         condition: held for each turn of the machine, notified when something happened.
         math: the lane of the strategy's mathematics.
+        cores: does arithmetic on several cores, for that lane.
         tasks: what goes down.
         uploads: what comes up.
         metrics: of the last evaluation, for the status.
@@ -96,6 +98,7 @@ class Hub:
         self.coordinator, self.codec, self.accepts, self.clock = coordinator, codec, accepts, clock
         self.condition = threading.Condition(threading.RLock())
         self.math = Lane("fedcore-math")
+        self.cores = Cores()
         self.tasks = Tasks(strategy, self.math, seed=config.seed, shard_bytes=config.shard_bytes)
         self.uploads = Uploads(
             self.turn, clock, self.math, accepts=accepts, at_once=config.uploads, max_examples=config.max_examples,
@@ -153,6 +156,7 @@ class Hub:
         """End all threads."""
         self.uploads.close()
         self.math.close(timeout=5.0)
+        self.cores.close()
         self.tasks.broadcast.close()
         self._observing.close(timeout=5.0)
 

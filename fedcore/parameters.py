@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fedcore.errors import DecodeError, NonFinite, SchemaMismatch
 from fedcore.messages import TensorInfo
+from fedcore.pool import borrow
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("fedcore needs a little-endian machine: tensors cross the wire as they lie in memory")
@@ -181,13 +182,13 @@ class Spec:
     def blank(self) -> Parameters:
         """Allocate a payload of this shape in one buffer; the contents are arbitrary.
 
-        One large numpy buffer is asked for huge pages, which makes first use about five times faster than many tensors.
+        The buffer comes from the :mod:`~fedcore.pool`, and goes back when the last of the tensors is gone.
         """
         offsets, total = [], 0
         for info in self.entries:
             offsets.append(total)
             total += -(-nbytes(info) // _ALIGN) * _ALIGN
-        memory = torch.from_numpy(np.empty(total, np.uint8))
+        memory = torch.from_numpy(borrow(total))
         pieces = zip(self.entries, offsets, strict=True)
         return self.tie({i.name: _shaped(memory[at : at + nbytes(i)], i) for i, at in pieces})
 

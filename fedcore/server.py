@@ -10,11 +10,13 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from secrets import token_hex
 from types import TracebackType
 from typing import Self
 
 from fedcore import events as ev
+from fedcore.aggregator import Job
 from fedcore.clock import Clock
 from fedcore.codec import Codec
 from fedcore.config import ServerConfig
@@ -22,7 +24,7 @@ from fedcore.coordinator import Coordinator
 from fedcore.errors import AggregationError, ConfigError, NonFinite, RunFailed, SchemaMismatch
 from fedcore.evaluation import Evaluations
 from fedcore.events import Event, Observer
-from fedcore.history import History, RoundRecord
+from fedcore.history import History
 from fedcore.hub import Hub
 from fedcore.messages import Kind, ServerStatus
 from fedcore.parameters import Parameters, Spec, check_finite, digest
@@ -266,6 +268,7 @@ class Server:
         chosen = list(self.strategy.select(number, available, rng))
         spec, parameters = self._model()
         aggregator = aggregator_of(self.strategy, number, parameters)
+        aggregator.each = self.hub.cores.each
         upload = self.strategy.upload_spec(Kind.FIT, spec)
         self.hub.tasks.works[Kind.FIT, number] = Work(Kind.FIT, number, parameters, spec, machine.digest, upload, aggregator)
         with self.hub.turn() as machine:
@@ -294,7 +297,7 @@ class Server:
         spec = work.spec
         try:
             spec.check(proposed)
-            check_finite(proposed)
+            self.hub.cores.each([Job(t.nbytes, partial(check_finite, {name: t})) for name, t in proposed.items()])
         except (SchemaMismatch, NonFinite) as error:
             raise AggregationError(f"the strategy's result is no model: {error}") from error
         # a strategy that gathers is user code, which may keep what it returned
@@ -339,23 +342,13 @@ class Server:
 
     def _observe(self, event: Event) -> None:
         """Keep the history, then tell the observers; runs on the events lane."""
-        if isinstance(event, ev.RoundCommitted):
-            self.history.add(
-                RoundRecord(
-                    event.round, "committed", "", list(event.accepted), dict(event.missing), dict(event.metrics),
-                    event.seconds, event.bytes_sent, event.bytes_received, event.digest,
-                )
-            )  # fmt: skip
-        elif isinstance(event, ev.RoundFailed):
-            missing = dict(event.missing)
-            self.history.add(RoundRecord(event.round, "failed", event.reason, [], missing, seconds=event.seconds))
+        self.history.take(event)
+        if isinstance(event, ev.RoundFailed):
             self.hub.tasks.works.pop((Kind.FIT, event.round), None)
         elif isinstance(event, ev.EvaluationClosed):
             work = self.hub.tasks.works.pop((Kind.EVALUATE, event.round), None)
             if work and work.updates:
                 self._evaluations.client_side(event.round, list(work.updates))
-        elif isinstance(event, ev.Evaluated):
-            self.history.note(event.round, event.metrics)
         for observer in self._observers:
             try:
                 observer(event)

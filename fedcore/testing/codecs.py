@@ -24,6 +24,7 @@ from fedcore.errors import DecodeError
 from fedcore.messages import TensorInfo
 from fedcore.parameters import DTYPES, Parameters, Spec, contiguous, dtype_name, raw_bytes
 from fedcore.shards import shards
+from fedcore.transport import Buffer
 
 __all__ = ["check_codec"]
 
@@ -34,8 +35,9 @@ _TAILS = (b"\0", b" ", b"\n", b"PK\x05\x06" + bytes(18), b"\x80\x04N.")
 def check_codec(codec: Codec, *, seed: int = 0) -> None:
     """Check that ``codec`` keeps the contract of :class:`fedcore.codec.Codec`; takes about a second, and no pytest.
 
-    Shards of every dtype and many shapes must survive, bit for bit if the codec is lossless; frames that were cut,
-    changed, extended or made for another Spec must be refused with ``DecodeError`` and nothing else.
+    Shards of every dtype and many shapes must survive, bit for bit if the codec is lossless, with a base and without one;
+    what is lost is the codec's own business, but it is the same whenever a frame is decoded. Frames that were cut, changed,
+    extended or made for another Spec must be refused with ``DecodeError`` and nothing else.
 
     Args:
         codec: the codec to judge.
@@ -55,6 +57,7 @@ def check_codec(codec: Codec, *, seed: int = 0) -> None:
     _check_threads(codec, rng)
     for what, shard in _victims(rng):
         _check_damage(codec, what, shard, rng)
+        _check_damage(codec, f"{what}, with a base", shard, rng, _changed(shard, rng))
         _check_other_specs(codec, what, shard)
 
 
@@ -80,7 +83,7 @@ def _check_round_trip(codec: Codec, what: str, shard: Parameters) -> None:
     mutable = bytearray(frame)
     decoded = _decoded(codec, mutable, spec, what)
     mutable[:] = bytes(len(mutable))
-    _check_bits(codec, decoded, _decoded(codec, frame, spec, what), f"{what}: after the frame's memory was used again")
+    _check_same(codec, decoded, _decoded(codec, frame, spec, what), f"{what}: after the frame's memory was used again")
 
 
 def _check_untouched(codec: Codec, what: str, shard: Parameters) -> None:
@@ -100,16 +103,32 @@ def _check_into(codec: Codec, what: str, shard: Parameters) -> None:
     _check_looks(codec, decoded, spec, what)
     for name, tensor in decoded.items():
         _require(tensor.data_ptr() == places[name], f"{codec!r}: {what}: {name!r} was not filled in place")
-    _check_bits(codec, into, decoded, f"{what}: what `into` holds")
+    _check_same(codec, into, decoded, f"{what}: what `into` holds")
     _check_bits(codec, into, shard, what)
 
 
 def _check_base(codec: Codec, rng: np.random.Generator) -> None:
-    base, shard = _mixed(rng), _mixed(rng)
-    frame = joined(buffers(codec.encode(shard, base=base, state={})))
-    decoded = codec.decode(frame, _spec(shard), base=base)
-    _check_looks(codec, decoded, _spec(shard), "with a base")
-    _check_bits(codec, decoded, shard, "with a base")
+    shard = _mixed(rng) | {"large": _values(rng, "float32", (60, 90)), "same": _values(rng, "float32", (50, 60))}
+    spec, state = _spec(shard), dict[str, object]()
+    for turn in range(3):
+        what = f"with a base, time {turn + 1}"
+        base, shard = shard, _changed(shard, rng) | {"same": shard["same"]}
+        held = {f"{part} {name}": t for part, of in (("base", base), ("state", dict(state))) for name, t in of.items()}
+        before = {name: bytes(raw_bytes(t)) for name, t in held.items() if isinstance(t, Tensor)}
+        frame = bytes(joined(buffers(codec.encode(shard, base=base, state=state))))
+        for name, was in before.items():
+            tensor = held[name]
+            same = isinstance(tensor, Tensor) and raw_bytes(tensor) == was
+            _require(same, f"{codec!r}: {what}: the tensor {name!r} was changed in place")
+        decoded = _decoded(codec, frame, spec, what, base=base)
+        _check_looks(codec, decoded, spec, what)
+        _check_bits(codec, decoded, shard, what)
+        again = _decoded(codec, frame, spec, what, spec.blank(), base)
+        _check_same(codec, again, decoded, f"{what}: decoded again, in place")
+        alone = _attempt(codec, frame, spec, f"{what}, decoded without it")
+        if not codec.uses_base:
+            _require(alone is not None, f"{codec!r}: {what}: uses_base is False, but the frame needs the base")
+            _check_same(codec, alone or {}, decoded, f"{what}: uses_base is False, but decoded without the base")
 
 
 def _check_slices(codec: Codec, rng: np.random.Generator) -> None:
@@ -133,21 +152,21 @@ def _check_threads(codec: Codec, rng: np.random.Generator) -> None:
             _check_bits(codec, decoded, shard, "used by four threads")
 
 
-def _check_damage(codec: Codec, what: str, shard: Parameters, rng: np.random.Generator) -> None:
-    spec, frame = _spec(shard), bytes(_encoded(codec, shard))
+def _check_damage(codec: Codec, what: str, shard: Parameters, rng: np.random.Generator, base: Parameters | None = None) -> None:
+    spec, frame = _spec(shard), _encoded(codec, shard, base)
     lengths = {0, 1, 2, 4, 8, 9, 16, len(frame) // 2, len(frame) - 1, *rng.integers(0, len(frame), 24).tolist()}
     for length in sorted(lengths):
         if length < len(frame):
-            _refused(codec, frame[:length], spec, f"{what}, cut to {length} of {len(frame)} bytes")
+            _refused(codec, frame[:length], spec, f"{what}, cut to {length} of {len(frame)} bytes", base)
     for tail in (*_TAILS, frame):
-        _refused(codec, frame + tail, spec, f"{what}, with {tail[:8]!r} behind it")
+        _refused(codec, frame + tail, spec, f"{what}, with {tail[:8]!r} behind it", base)
     for length in (1, 64, len(frame)):
-        _refused(codec, rng.bytes(length), spec, f"{length} random bytes")
-        _refused(codec, bytes(length), spec, f"{length} zeros")
+        _refused(codec, rng.bytes(length), spec, f"{length} random bytes", base)
+        _refused(codec, bytes(length), spec, f"{length} zeros", base)
     for place in (*range(min(32, len(frame))), *rng.integers(0, len(frame), 64).tolist()):
         changed = bytearray(frame)
         changed[place] ^= int(rng.integers(1, 256))
-        decoded = _attempt(codec, changed, spec, f"{what}, byte {place} changed")
+        decoded = _attempt(codec, changed, spec, f"{what}, byte {place} changed", base)
         if decoded is not None:
             _check_looks(codec, decoded, spec, f"{what}, byte {place} changed")
 
@@ -211,6 +230,7 @@ def _shards(rng: np.random.Generator, wild: bool) -> Iterator[tuple[str, Paramet
 def _victims(rng: np.random.Generator) -> Iterator[tuple[str, Parameters]]:
     yield "a small shard", _mixed(rng)
     yield "a shard that shrinks", _mixed(rng) | {"zeros": torch.zeros(2000)}
+    yield "a large shard", _mixed(rng) | {"large": _values(rng, "float32", (3000,))}
 
 
 def _mixed(rng: np.random.Generator) -> Parameters:
@@ -220,6 +240,10 @@ def _mixed(rng: np.random.Generator) -> Parameters:
         "steps": _values(rng, "int64", ()),
         "layer.bias": _values(rng, "bfloat16", (5,)),
     }
+
+
+def _changed(shard: Parameters, rng: np.random.Generator) -> Parameters:
+    return {name: _values(rng, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in shard.items()}
 
 
 def _bits(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Tensor:
@@ -252,30 +276,30 @@ def _spec(shard: Mapping[str, Tensor]) -> Spec:
     return Spec.checked([TensorInfo(n, dtype_name(t.dtype, repr(n)), tuple(t.shape)) for n, t in shard.items()])
 
 
-def _encoded(codec: Codec, shard: Parameters) -> bytes:
-    return bytes(joined(buffers(codec.encode(shard))))
+def _encoded(codec: Codec, shard: Parameters, base: Parameters | None = None) -> bytes:
+    return bytes(joined(buffers(codec.encode(shard, base=base))))
 
 
 def _decoded(
-    codec: Codec, frame: bytes | bytearray | memoryview, spec: Spec, what: str, into: Parameters | None = None
+    codec: Codec, frame: Buffer, spec: Spec, what: str, into: Parameters | None = None, base: Parameters | None = None
 ) -> Parameters:
     try:
-        return codec.decode(frame, spec, into=into)
+        return codec.decode(frame, spec, base=base, into=into)
     except DecodeError as error:
         raise AssertionError(f"{codec!r}: {what}: its own frame was refused: {error}") from error
 
 
-def _attempt(codec: Codec, frame: bytes | bytearray, spec: Spec, what: str) -> Parameters | None:
+def _attempt(codec: Codec, frame: Buffer, spec: Spec, what: str, base: Parameters | None = None) -> Parameters | None:
     try:
-        return codec.decode(frame, spec)
+        return codec.decode(frame, spec, base=base)
     except DecodeError:
         return None
     except Exception as error:
         raise AssertionError(f"{codec!r}: {what}: raised {error!r:.200} instead of DecodeError") from error
 
 
-def _refused(codec: Codec, frame: bytes | bytearray, spec: Spec, what: str) -> None:
-    _require(_attempt(codec, frame, spec, what) is None, f"{codec!r}: {what}: was accepted")
+def _refused(codec: Codec, frame: Buffer, spec: Spec, what: str, base: Parameters | None = None) -> None:
+    _require(_attempt(codec, frame, spec, what, base) is None, f"{codec!r}: {what}: was accepted")
 
 
 def _check_looks(codec: Codec, decoded: Parameters, spec: Spec, what: str) -> None:
@@ -291,9 +315,13 @@ def _check_looks(codec: Codec, decoded: Parameters, spec: Spec, what: str) -> No
 
 def _check_bits(codec: Codec, got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
     if _is_lossless(codec):
-        for name, tensor in wanted.items():
-            same = raw_bytes(got[name]) == raw_bytes(tensor)
-            _require(same, f"{codec!r}: {what}: {name[:80]!r} came back with other bits")
+        _check_same(codec, got, wanted, what)
+
+
+def _check_same(codec: Codec, got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+    for name, tensor in wanted.items():
+        same = raw_bytes(got[name]) == raw_bytes(tensor)
+        _require(same, f"{codec!r}: {what}: {name[:80]!r} came back with other bits")
 
 
 def _require(condition: bool, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Every lossless codec keeps the laws, the laws notice one that does not, and bytes on the wire stay what they are."""
+"""Every codec keeps the laws, the laws notice one that does not, and bytes on the wire stay what they are."""
 
 import threading
 from pathlib import Path
@@ -9,17 +9,29 @@ import torch
 
 from fedcore import registry
 from fedcore.codec import Codec, buffers, joined
+from fedcore.codecs.bf16 import Bf16
+from fedcore.codecs.delta import Delta
+from fedcore.codecs.fp16 import Fp16
+from fedcore.codecs.int4 import Int4
+from fedcore.codecs.int8 import Int8
 from fedcore.codecs.lz4 import Lz4
 from fedcore.codecs.msgpack import Msgpack
 from fedcore.codecs.protobuf import Protobuf
 from fedcore.codecs.safetensors import Safetensors
+from fedcore.codecs.topk import TopK
 from fedcore.codecs.torch import Torch
+from fedcore.codecs.zstd import Zstd
 from fedcore.errors import DecodeError
-from fedcore.parameters import DTYPES, Spec, raw_bytes
+from fedcore.parameters import DTYPES, Spec, digest, raw_bytes
 from fedcore.testing.codecs import check_codec
 
-CODECS = [name + tail for tail in ("", "+lz4") for name in ("safetensors", "torch", "msgpack", "protobuf")]
-KINDS = {"Lz4": Lz4, "Msgpack": Msgpack, "Protobuf": Protobuf, "Safetensors": Safetensors, "Torch": Torch}
+LOSSLESS = [name + tail for tail in ("", "+lz4", "+zstd") for name in ("safetensors", "torch", "msgpack", "protobuf", "delta")]
+LOSSY = ["bf16", "fp16", "int8", "int4", "topk"]
+CODECS = [*LOSSLESS, *LOSSY, "bf16+zstd", "int8+zstd", "int4+lz4", "topk+lz4"]
+KINDS = {
+    kind.__name__: kind
+    for kind in (Bf16, Delta, Fp16, Int4, Int8, Lz4, Msgpack, Protobuf, Safetensors, TopK, Torch, Zstd)
+}
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
@@ -29,12 +41,18 @@ def test_keeps_the_laws(name, seed):
     check_codec(registry.codec(name), seed=seed)
 
 
-@pytest.mark.parametrize("codec", [Lz4(Safetensors(), level=9), Lz4(Safetensors(), level=-5), Lz4(Lz4(Msgpack()))])
+@pytest.mark.parametrize(
+    "codec",
+    [
+        Lz4(Safetensors(), level=9), Lz4(Safetensors(), level=-5), Lz4(Lz4(Msgpack())), Zstd(Delta(), level=19),
+        Zstd(Lz4(Int8())), Int8(None), Int8(16), Int4(None), Int4(5000), TopK(0.3), TopK(1e-6),
+    ],
+)  # fmt: skip
 def test_keeps_the_laws_with_other_arguments(codec):
     check_codec(codec)
 
 
-@pytest.mark.parametrize("name", [*CODECS, Lz4(Protobuf(), level=3)])
+@pytest.mark.parametrize("name", [*CODECS, Lz4(Protobuf(), level=3), Zstd(Int4(block=64), level=-1), Int8(None), TopK(0.1)])
 def test_repr_makes_an_equal_codec(name):
     codec = registry.codec(name)
     again = eval(repr(codec), KINDS)
@@ -42,10 +60,11 @@ def test_repr_makes_an_equal_codec(name):
     assert repr(again) == repr(codec)
 
 
-def test_strangers_may_use_all_codecs_but_torch():
-    assert {"safetensors", "msgpack", "protobuf", "lz4"} <= set(registry.default_accepts(None))
-    assert "torch" not in registry.default_accepts(None)
+def test_strangers_may_use_all_lossless_codecs_but_torch():
+    assert {"safetensors", "msgpack", "protobuf", "delta", "lz4", "zstd"} <= set(registry.default_accepts(None))
+    assert not {"torch", *LOSSY} & set(registry.default_accepts(None))
     assert "torch" in registry.default_accepts(Torch())
+    assert "int8" in registry.default_accepts(Zstd(Int8()))
 
 
 # --- the laws bite ----------------------------------------------------------------------------------------------------
@@ -152,6 +171,31 @@ class BoundToOneThread(Broken):
         return super().encode(shard if at_home else {name: t.logical_not().to(t.dtype) for name, t in shard.items()})
 
 
+class HidesThatItNeedsTheBase(Broken):
+    uses_base = False
+
+    def encode(self, shard, *, base=None, state=None):
+        return Delta().encode(shard, base=base)
+
+    def decode(self, frame, spec, *, base=None, into=None):
+        return Delta().decode(frame, spec, base=base, into=into)
+
+
+class ChangesTheBase(Broken):
+    def encode(self, shard, *, base=None, state=None):
+        frame = b"".join(super().encode(shard))
+        for name in base or ():
+            base[name].zero_()
+        return frame
+
+
+class ChangesItsState(Broken):
+    def encode(self, shard, *, base=None, state=None):
+        if state is not None:
+            state.setdefault("count", torch.zeros(1)).add_(1)
+        return super().encode(shard)
+
+
 @pytest.mark.parametrize("broken", Broken.__subclasses__(), ids=lambda kind: kind.__name__)
 def test_the_laws_notice(broken):
     with pytest.raises(AssertionError, match=broken.__name__):
@@ -211,15 +255,47 @@ def bits(parameters):
     return {name: (tensor.dtype, tensor.shape, bytes(raw_bytes(tensor))) for name, tensor in parameters.items()}
 
 
-@pytest.mark.parametrize("name", CODECS)
+def zeros(parameters):
+    return {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
 def test_reads_the_golden_frame(name):
     frame = (GOLDEN / f"{name}.bin").read_bytes()
-    decoded = registry.codec(name).decode(frame, Spec.of(payload()))
+    decoded = registry.codec(name).decode(frame, Spec.of(payload()), base=zeros(payload()))
     assert list(decoded) == list(payload())
     assert bits(decoded) == bits(payload())
 
 
-# torch.save and liblz4 promise no particular bytes, and write others from version to version
-@pytest.mark.parametrize("name", ["safetensors", "msgpack", "protobuf"])
+# torch.save, liblz4 and libzstd promise no particular bytes, and write others from version to version
+@pytest.mark.parametrize("name", ["safetensors", "msgpack", "protobuf", "delta"])
 def test_writes_the_golden_frame(name):
-    assert joined(buffers(registry.codec(name).encode(payload()))) == (GOLDEN / f"{name}.bin").read_bytes()
+    frame = joined(buffers(registry.codec(name).encode(payload(), base=zeros(payload()))))
+    assert frame == (GOLDEN / f"{name}.bin").read_bytes()
+
+
+def update():
+    """Return a model and its base; all numbers are the same on every machine."""
+    numbers = (torch.arange(2500) * 7919 % 4999 - 2499).double() / 1024
+    tensors = {dtype: numbers.to(DTYPES[dtype]).view(50, 50) for dtype in ("float32", "float64", "bfloat16")}
+    tensors |= {"small": numbers[:7].float(), "count": torch.tensor(5)}
+    return tensors, {name: tensor.flip(-1) if tensor.dim() else tensor - 1 for name, tensor in tensors.items()}
+
+
+DIGESTS = {
+    "bf16": "eb2420815cacb1de024b1f523c298c5ee9517936953dfbc16c7777d468000d75",
+    "fp16": "869fde50e47040fd5fe0d22504c8a7b21662e6a9b2f21d680c00e890595bb95d",
+    "int8": "c78f99730ab07f9412675a4f9d366b96c710250e8fe433f324b36e97e9b6fc6c",
+    "int4": "10e22bc5d4d9e21e7400ae0c1520baea225466b7ca419b069c54c540cc41852a",
+    "topk": "0aade6f03246620737e472192b264d9c9b72963bdd403cadf9b7b9064a1f06fa",
+}
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_the_golden_frame_of_a_lossy_codec(name):
+    shard, base = update()
+    codec, frame = registry.codec(name), (GOLDEN / f"{name}.bin").read_bytes()
+    assert joined(buffers(codec.encode(shard, base=base))) == frame
+    decoded = codec.decode(frame, Spec.of(shard), base=base)
+    assert digest(decoded) == DIGESTS[name]
+    assert bits(decoded)["count"] == bits(shard)["count"]

@@ -12,7 +12,7 @@ from fedcore.testing import run_federation
 from fedcore.transports.grpc import TransferPolicy
 
 CODECS = ["safetensors", "torch", "msgpack", "protobuf"]
-CODECS += [f"{name}+lz4" for name in CODECS]
+CODECS += [*(f"{name}+lz4" for name in CODECS), "safetensors+zstd", "delta+zstd"]
 TRANSPORTS = {
     "memory": Memory,
     "reference": lambda: Memory(by_reference=True),

@@ -12,9 +12,11 @@ from fedcore import registry
 from fedcore.codec import buffers, joined
 from fedcore.errors import DecodeError
 from fedcore.messages import TensorInfo
-from fedcore.parameters import DTYPES, Spec, digest, itemsize
+from fedcore.parameters import DTYPES, Spec, digest, itemsize, raw_bytes
 
-CODECS = [name + tail for tail in ("", "+lz4") for name in ("safetensors", "torch", "msgpack", "protobuf")]
+LOSSLESS = [name + tail for tail in ("", "+lz4") for name in ("safetensors", "torch", "msgpack", "protobuf")]
+LOSSLESS += ["safetensors+zstd", "delta", "delta+zstd"]
+CODECS = [*LOSSLESS, "bf16", "fp16", "int8", "int4+zstd", "topk+lz4"]
 QUICK = settings(deadline=None, derandomize=True, database=None, max_examples=40)
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=12).filter(
@@ -44,6 +46,11 @@ def shards(draw):
     return spec, {info.name: tensor(info) for info in spec}
 
 
+def backwards(tensor):
+    turned = np.frombuffer(raw_bytes(tensor), np.uint8)[::-1].copy()
+    return torch.from_numpy(turned).view(tensor.dtype).view(tensor.shape) if tensor.numel() else tensor
+
+
 edits = st.lists(
     st.tuples(
         st.sampled_from(["set", "cut", "put", "copy"]),
@@ -70,14 +77,15 @@ def damaged(frame, changes):
     return made
 
 
-@pytest.mark.parametrize("name", CODECS)
-@given(case=shards(), in_place=st.booleans())
+@pytest.mark.parametrize("name", LOSSLESS)
+@given(case=shards(), in_place=st.booleans(), based=st.booleans())
 @QUICK
-def test_any_shard_comes_back(name, case, in_place):
+def test_any_shard_comes_back(name, case, in_place, based):
     spec, shard = case
     codec = registry.codec(name)
     into = spec.blank() if in_place else None
-    decoded = codec.decode(joined(buffers(codec.encode(shard))), spec, into=into)
+    base = {key: backwards(tensor) for key, tensor in shard.items()} if based else None
+    decoded = codec.decode(joined(buffers(codec.encode(shard, base=base))), spec, base=base, into=into)
     assert list(decoded) == list(shard)
     assert digest(decoded, spec) == digest(shard, spec)
 
@@ -110,7 +118,7 @@ def test_a_frame_of_another_spec_is_refused(name, case, other):
 
 
 @pytest.mark.parametrize("name", CODECS)
-@given(spec=specs, frame=st.binary(max_size=200), flag=st.sampled_from([None, 0, 1]))
+@given(spec=specs, frame=st.binary(max_size=200), flag=st.sampled_from([None, 0, 1, 4]))
 @QUICK
 def test_any_bytes_are_refused_or_a_shard(name, spec, frame, flag):
     if flag is not None:

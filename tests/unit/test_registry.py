@@ -33,7 +33,8 @@ def test_the_name_of_the_file_is_the_name_of_the_part(shelf, name, part):
 
 def test_names_are_sorted():
     assert registry.available("codecs") == sorted(registry.available("codecs"))
-    assert {"safetensors", "torch", "msgpack", "protobuf", "lz4"} <= set(registry.available("codecs"))
+    assert {"safetensors", "torch", "msgpack", "protobuf", "lz4", "zstd"} <= set(registry.available("codecs"))
+    assert {"bf16", "fp16", "int8", "int4", "topk", "delta"} <= set(registry.available("codecs"))
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SHELVES = ("codecs", "transports", "protos", "strategies", "filters", "estimators", "data", "engines", "observers", "adapters")
 ROWS = [
-    {"errors", "parameters", "messages", "shards"},
+    {"errors", "parameters", "messages", "shards", "pool"},
     {
         "codec", "transport", "client", "aggregator", "fixedpoint", "strategy", "policy", "registry", "security", "config",
-        "events", "history",
+        "events", "history", "compression", "tensorwise", "blockwise",
     },
     {"coordinator", "round", "roster", "phase"},
     {
         "hub", "tasks", "uploads", "intake", "broadcast", "evaluation", "server", "link", "worker", "lane", "clock",
-        "testing",
+        "testing", "cores",
     },
     set(SHELVES),
     {"cli", "demo", "demo_roles", "children", "__main__"},
