@@ -20,7 +20,7 @@ from torch import Tensor
 from fedcore.errors import AggregationError, ConfigError, InvalidWeight, SchemaMismatch
 from fedcore.fixedpoint import FixedPointSum
 from fedcore.parameters import Parameters, Spec, extent
-from fedcore.pool import borrow
+from fedcore.pool import Lender, borrow
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,13 @@ class Aggregator(ABC):
         mergeable: whether :meth:`partial` and :meth:`merge` work.
         retains: whether it keeps the updates' tensors beyond :meth:`add`.
         each: does a list of jobs; the server hands in one that uses several cores.
+        lend: gives large memory; the server hands in one that takes it from files where it is told to.
     """
 
     mergeable: bool = False
     retains: bool = False
     each: Callable[[Sequence[Job]], None] = staticmethod(in_turn)
+    lend: Lender = staticmethod(borrow)
 
     def check(self, update: Update) -> None:
         """Say whether :meth:`add` would take the update; asked before the update is acknowledged.
@@ -191,6 +193,7 @@ class FedAvgAggregator(Aggregator):
         self._fraction_bits = _FRACTION_BITS if callable(weighting) or max_share is not None else 0
         self._held: list[tuple[int, str, str, int, Update]] = []
         self._arrivals = 0
+        self._placed = False
         self._spec: Spec | None = None
         self._sums: dict[str, FixedPointSum] = {}
         self._largest: dict[str, Tensor] = {}
@@ -237,7 +240,7 @@ class FedAvgAggregator(Aggregator):
         if not self.weight:
             raise AggregationError("the mean of no updates does not exist")
         spec = self._known()
-        blank = spec.blank()
+        blank = spec.blank(self.lend)
         self.each([
             Job(blank[name].nbytes, partial(total.mean, self.weight, blank[name])) for name, total in self._sums.items()
         ])  # fmt: skip
@@ -268,6 +271,7 @@ class FedAvgAggregator(Aggregator):
         words = {name: self._words(partial, name) for name in self._sums}
         if missing := next((key for key in ("weight", *(f"max/{name}" for name in self._largest)) if key not in partial), None):
             raise SchemaMismatch(f"{missing!r} is missing from the partial sums")
+        self._place()
         for name, total in self._sums.items():
             total.merge(words[name])
         if int(partial["weight"]):
@@ -277,24 +281,31 @@ class FedAvgAggregator(Aggregator):
     def _words(self, partial: Parameters, name: str) -> dict[str, Tensor]:
         words = {part: partial.get(f"sum/{name}/{part}") for part in ("low", "shift", "high")}
         present = {part: word for part, word in words.items() if word is not None}
-        if not {"low", "shift"} <= present.keys() or present["low"].shape != self._sums[name].low.shape:
+        if not {"low", "shift"} <= present.keys() or present["low"].numel() != self._sums[name].size:
             raise SchemaMismatch(f"the partial sum of tensor {name!r} is missing or of another shape")
         return present
 
     def _start(self, like: Mapping[str, Tensor], bounding: Sequence[Mapping[str, Tensor]], least: float = 0.0) -> None:
         self._spec = Spec.of(like)
-        floating = [info.name for info in self._spec.entries if like[info.name].is_floating_point()]
-        ends = np.cumsum([like[name].numel() for name in floating], dtype=np.int64)
-        memory = borrow(8 * int(ends[-1])).view(np.int64) if floating else np.empty(0, np.int64)
-        rest = iter(np.split(memory, ends[:-1]))
         for info in self._spec.entries:
             tensor = like[info.name]
             if tensor.is_floating_point():
                 bound = max(extent(parameters[info.name]) for parameters in bounding)
                 bound = max(bound, least) if bound else 0.0
-                self._sums[info.name] = FixedPointSum(tensor.shape, tensor.dtype, bound, self._fraction_bits, next(rest))
+                self._sums[info.name] = FixedPointSum(tensor.shape, tensor.dtype, bound, self._fraction_bits)
             else:
                 self._largest[info.name] = tensor.detach().cpu().clone()
+
+    def _place(self) -> None:
+        """Give the sums their memory before the first term, in one buffer: of a large one first use is much faster."""
+        if self._placed:
+            return
+        self._placed = True
+        memory = self.lend(8 * sum(total.size for total in self._sums.values())).view(np.int64)
+        at = 0
+        for total in self._sums.values():
+            total.place(memory[at : at + total.size])
+            at += total.size
 
     def _known(self) -> Spec:
         if self._spec is None:
@@ -311,6 +322,7 @@ class FedAvgAggregator(Aggregator):
 
     def _fold(self, update: Update, weight: int) -> None:
         values = update.parameters
+        self._place()
         self.each([
             Job(values[name].nbytes, partial(total.add, name, values[name], weight, update.extent(name)))
             for name, total in self._sums.items()

@@ -171,14 +171,16 @@ def _heading(status: ServerStatus) -> list[str]:
         lines.append(f"round {status.round} has {status.accepted} of {status.target} updates")
     if status.metrics:
         lines.append("  ".join(f"{name} {metric(value)}" for name, value in headline(status.metrics).items()))
-    traffic = f"{size(status.bytes_sent)} sent, {size(status.bytes_received)} received"
-    return [*lines, f"{traffic}, as {status.codec}"]
+    total = status.traffic
+    wire = f"{size(total.bytes_sent)} sent, {size(total.bytes_received)} received, as {status.codec}"
+    tensors = f"{size(total.tensor_bytes_sent)} and {size(total.tensor_bytes_received)} before the codec"
+    return [*lines, f"{wire} ({tensors})"]
 
 
 def _row(client: ClientStatus) -> tuple[str, ...]:
     progress = f" {client.step}/{client.total}" if client.status == "training" and client.total else ""
     doing = client.status.replace("_", " ") + progress
-    traffic = size(client.bytes_sent), size(client.bytes_received)
+    traffic = size(client.traffic.bytes_sent), size(client.traffic.bytes_received)
     return client.client_id, doing, str(client.round or ""), f"{span(client.silent)} ago", *traffic
 
 

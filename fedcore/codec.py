@@ -22,6 +22,15 @@ Frame: TypeAlias = Buffer | list[Buffer]
 
 
 @dataclass(frozen=True)
+class Base:
+    """A payload that both ends hold, so that the next can be told by its difference to it."""
+
+    digest: str
+    spec: Spec
+    parameters: Parameters
+
+
+@dataclass(frozen=True)
 class Landing:
     """Where the bytes of one frame go.
 

@@ -33,7 +33,13 @@ class ServerConfig:
         max_examples: the largest ``num_examples`` that is believed.
         max_model_bytes: the largest model that is taken from a client when the strategy has none.
         shard_bytes: models are cut into frames of this size.
-        uploads: updates taken in at once; others wait without holding memory.
+        upload_memory: bytes that updates may occupy together, from the first byte until they are summed up; those beyond it
+            wait without holding memory. None: room for two, and for 64 MiB of small ones. More helps where the clients'
+            links are slow; a single update is taken in however large it is.
+        map_above: updates and sums of more bytes than this lie in mapped files without a name instead of in memory.
+        map_folder: where those files are; None: the system's folder for temporary files.
+        delta_codec: a lossless codec such as ``"delta+zstd"``. Clients that still hold the model before are sent the
+            difference to it whenever that is smaller; both sides keep one model more for it. None: whole models are sent.
     """
 
     num_rounds: int = 3
@@ -51,10 +57,13 @@ class ServerConfig:
     max_examples: int = 1 << 30
     max_model_bytes: int = 16 << 30
     shard_bytes: int = SHARD_BYTES
-    uploads: int = 4
+    upload_memory: int | None = None
+    map_above: int = 2 << 30
+    map_folder: str | None = None
+    delta_codec: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_rounds", "max_failures", "max_examples", "max_model_bytes", "shard_bytes", "uploads"):
+        for name in ("num_rounds", "max_failures", "max_examples", "max_model_bytes", "shard_bytes", "map_above"):
             self._require(name, int, 1)
         for name in ("extra_clients", "seed"):
             self._require(name, int, 0)
@@ -62,6 +71,8 @@ class ServerConfig:
             self._require(name, float, 1e-9)
         for name in ("start_wait", "evaluate_timeout", "stop_grace"):
             self._require(name, float, 0.0)
+        if self.upload_memory is not None:
+            self._require("upload_memory", int, 1)
         if self.heartbeat_timeout <= self.heartbeat_interval:
             raise ConfigError(
                 f"ServerConfig.heartbeat_timeout is {self.heartbeat_timeout:g} s, not above heartbeat_interval "

@@ -41,6 +41,7 @@ from fedcore.messages import (
     Status,
     Submit,
     Submitted,
+    Traffic,
     Wait,
 )
 from fedcore.phase import TRANSITIONS, Move, Phase
@@ -244,8 +245,7 @@ class Coordinator:
         now: float,
         *,
         metrics: Mapping[str, float] | None = None,
-        bytes_sent: int = 0,
-        bytes_received: int = 0,
+        traffic: Mapping[str, Traffic] | None = None,
     ) -> None:
         """Commit the closed round: its model is the one the next round starts from."""
         self._move(Move.PUBLISH)
@@ -257,7 +257,7 @@ class Coordinator:
             ev.RoundCommitted(
                 at=now, round=done.number, digest=digest, accepted=tuple(a.client_id for a in done.accepted),
                 missing=done.missing, metrics=dict(metrics or {}), seconds=now - done.opened_at,
-                bytes_sent=bytes_sent, bytes_received=bytes_received,
+                traffic=dict(traffic or {}),
             )
         )  # fmt: skip
         self._evaluate(done.number, now)

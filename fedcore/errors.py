@@ -25,7 +25,8 @@
     │   ├── ConnectionLost (ConnectionError)   retryable
     │   ├── DeadlineExceeded (TimeoutError)    retryable
     │   ├── Incomplete              a body that ended before it was whole (retryable)
-    │   └── TooLarge                    a message above the limit
+    │   ├── TooLarge                    a message above the limit
+    │   └── OutOfStorage                the receiver has no room for a message now (retryable)
     ├── AggregationError                the strategy's: no model came out of the round
     ├── RunFailed                       the federation ended without reaching its goal
     └── RemoteError                     the other side failed in a way it does not explain
@@ -192,6 +193,13 @@ class TooLarge(TransportError):
     """A message above the limit of the transport."""
 
     reason = "TOO_LARGE"
+
+
+class OutOfStorage(TransportError):
+    """The receiver has no room for a message now."""
+
+    reason = "OUT_OF_STORAGE"
+    retryable = True
 
 
 class AggregationError(FedcoreError):

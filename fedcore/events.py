@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from fedcore.messages import Kind, Outcome, Status
+from fedcore.messages import Kind, Outcome, Status, Traffic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class RoundClosed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundCommitted(Event):
-    """The round made a model. Bytes are those of bodies; ``seconds`` is from opening to commit."""
+    """The round made a model. ``traffic`` is by client; ``seconds`` is from opening to commit."""
 
     round: int
     digest: str
@@ -126,8 +126,7 @@ class RoundCommitted(Event):
     missing: Mapping[str, str]
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
-    bytes_sent: int = 0
-    bytes_received: int = 0
+    traffic: Mapping[str, Traffic] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

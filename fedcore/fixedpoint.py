@@ -45,7 +45,6 @@ class FixedPointSum:
         dtype: of every term, and of the mean.
         bound: the magnitude that sets the unit; 0 stands for 1.
         fraction_bits: how many bits of the weights stand for a fraction; the unit is as much coarser, the mean is not.
-        memory: int64 to use, one an element, whatever it holds; None allocates it.
     """
 
     def __init__(
@@ -54,15 +53,19 @@ class FixedPointSum:
         dtype: torch.dtype,
         bound: float,
         fraction_bits: int = 0,
-        memory: Integers | None = None,
     ):
         self.shape, self.dtype = shape, dtype
         exponent = math.frexp(bound)[1] if bound > 0 and math.isfinite(bound) else 0
         self.shift = _PRECISION.get(dtype, _DEFAULT_PRECISION) - max(exponent, -512) - fraction_bits
-        self.low: Integers = np.empty(math.prod(shape), np.int64) if memory is None else memory
+        self.size = math.prod(shape)
+        self.low: Integers = np.empty(0, np.int64)
         self.high: Integers | None = None
         self._empty = True  # the low word holds nothing yet, not even zeros
         self._filled = 0.0  # a bound of |low|
+
+    def place(self, memory: Integers) -> None:
+        """Use ``memory``, one int64 an element, whatever it holds; only before the first term. Else it is allocated then."""
+        self.low = memory
 
     def check(self, name: str, magnitude: float, weight: int) -> float:
         """Return the size in units of a term with this largest magnitude, times ``weight``.
@@ -89,6 +92,7 @@ class FixedPointSum:
                 self._add_wide(block, np.rint(term, out=term))
             self._carry()
             return
+        self._allocate()
         for block, term in _blocks(value, math.ldexp(weight, self.shift)):
             units = _units(term, size)
             if self._empty:
@@ -101,6 +105,7 @@ class FixedPointSum:
     def mean(self, weight: int, into: Tensor | None = None) -> Tensor:
         """Return the sum divided by ``weight``, rounded to the dtype of the terms; in ``into`` if that is given."""
         out = torch.empty(self.shape, dtype=self.dtype) if into is None else into
+        self._begin()
         flat = out.view(-1)
         for start in range(0, flat.numel(), _BLOCK):
             block = slice(start, start + _BLOCK)
@@ -131,8 +136,13 @@ class FixedPointSum:
         self.low += low & _LOW
         self._carry()
 
+    def _allocate(self) -> None:
+        if self.low.size != self.size:
+            self.low = np.empty(self.size, np.int64)
+
     def _begin(self) -> None:
         if self._empty:
+            self._allocate()
             self.low[:] = 0
             self._empty = False
 

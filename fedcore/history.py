@@ -11,6 +11,7 @@ from typing import Any
 
 from fedcore import events as ev
 from fedcore.errors import MissingDependency
+from fedcore.messages import Traffic
 
 
 @dataclass
@@ -25,8 +26,11 @@ class RoundRecord:
         missing: the clients that were asked and do not count, and why.
         metrics: the server's under their own names and ``loss``; the clients' under ``fit/`` and ``evaluate/``.
         seconds: from opening to the end.
-        bytes_sent: bodies sent to clients for this round.
-        bytes_received: bodies of the accepted updates.
+        bytes_sent: bodies sent to clients for this round, on the wire.
+        bytes_received: bodies of the accepted updates, on the wire.
+        tensor_bytes_sent: the same before the codec.
+        tensor_bytes_received: the same before the codec.
+        traffic: these four for each client.
         digest: of the model it made, or "".
     """
 
@@ -39,7 +43,20 @@ class RoundRecord:
     seconds: float = 0.0
     bytes_sent: int = 0
     bytes_received: int = 0
+    tensor_bytes_sent: int = 0
+    tensor_bytes_received: int = 0
+    traffic: dict[str, Traffic] = field(default_factory=dict)
     digest: str = ""
+
+    @classmethod
+    def of(cls, event: ev.RoundCommitted) -> RoundRecord:
+        """Return the record of a committed round."""
+        total = sum(event.traffic.values(), Traffic())
+        return cls(
+            event.round, "committed", accepted=list(event.accepted), missing=dict(event.missing),
+            metrics=dict(event.metrics), seconds=event.seconds, traffic=dict(event.traffic), digest=event.digest,
+            **asdict(total),
+        )  # fmt: skip
 
 
 class History(list[tuple[int, dict[str, float]]]):
@@ -52,12 +69,7 @@ class History(list[tuple[int, dict[str, float]]]):
     def take(self, event: ev.Event) -> None:
         """Note what an event says about a round."""
         if isinstance(event, ev.RoundCommitted):
-            self.add(
-                RoundRecord(
-                    event.round, "committed", "", list(event.accepted), dict(event.missing), dict(event.metrics),
-                    event.seconds, event.bytes_sent, event.bytes_received, event.digest,
-                )
-            )  # fmt: skip
+            self.add(RoundRecord.of(event))
         elif isinstance(event, ev.RoundFailed):
             missing = dict(event.missing)
             self.add(RoundRecord(event.round, "failed", event.reason, [], missing, seconds=event.seconds))

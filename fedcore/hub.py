@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from secrets import token_hex
+from tempfile import gettempdir
 
 from fedcore import events as ev
 from fedcore.clock import Clock
@@ -28,6 +29,7 @@ from fedcore.coordinator import Coordinator
 from fedcore.cores import Cores
 from fedcore.errors import CodecRefused, ConnectionLost, FedcoreError, ProtocolError, RemoteError
 from fedcore.lane import Lane
+from fedcore.mapped import Landings
 from fedcore.messages import (
     PROTOCOL_VERSION,
     Beat,
@@ -44,12 +46,14 @@ from fedcore.messages import (
     Wait,
 )
 from fedcore.phase import Phase
+from fedcore.pool import drain
 from fedcore.registry import accepted_codec
+from fedcore.registry import codec as find_codec
 from fedcore.round import Assignment
 from fedcore.strategy import Strategy
-from fedcore.tasks import Tasks, Traffic, answer, fail
+from fedcore.tasks import Route, Tasks, answer, fail
 from fedcore.transport import Reply, Request
-from fedcore.uploads import Uploads
+from fedcore.uploads import Arrival, Uploads
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +83,7 @@ class Hub:
         condition: held for each turn of the machine, notified when something happened.
         math: the lane of the strategy's mathematics.
         cores: does arithmetic on several cores, for that lane.
+        landings: lends the memory for updates and sums.
         tasks: what goes down.
         uploads: what comes up.
         metrics: of the last evaluation, for the status.
@@ -96,18 +101,20 @@ class Hub:
         observe: Callable[[ev.Event], None],
     ):
         self.coordinator, self.codec, self.accepts, self.clock = coordinator, codec, accepts, clock
+        self.delta = None if config.delta_codec is None else find_codec(config.delta_codec)
+        self.landings = Landings(config.map_above, config.map_folder or gettempdir())
         self.condition = threading.Condition(threading.RLock())
         self.math = Lane("fedcore-math")
         self.cores = Cores()
-        self.tasks = Tasks(strategy, self.math, seed=config.seed, shard_bytes=config.shard_bytes)
+        self.tasks = Tasks(strategy, self.math, seed=config.seed, shard_bytes=config.shard_bytes, delta=self.delta)
         self.uploads = Uploads(
-            self.turn, clock, self.math, accepts=accepts, at_once=config.uploads, max_examples=config.max_examples,
-            max_model_bytes=config.max_model_bytes,
+            self.turn, clock, self.math, accepts=accepts, config=config, base=self.tasks.broadcast.base,
+            noted=self.tasks.count, lend=self.landings.lend,
         )  # fmt: skip
         self.metrics: dict[str, float] = {}
         self._interval, self._started = config.heartbeat_interval, clock.now()
         self._observing, self._observe = Lane("fedcore-events"), observe
-        self._traffic: dict[str, Traffic] = {}
+        self._routes: dict[str, Route] = {}
         self._parked: dict[str, Parked] = {}
         self._due: list[Callable[[], object]] = []
         self._seen = 0
@@ -157,6 +164,7 @@ class Hub:
         self.uploads.close()
         self.math.close(timeout=5.0)
         self.cores.close()
+        drain()
         self.tasks.broadcast.close()
         self._observing.close(timeout=5.0)
 
@@ -220,13 +228,19 @@ class Hub:
                 reason="PROTOCOL_VERSION",
             )
         down, up = self._negotiate(request, message)
+        delta = self._delta_for(message) if down else ""
         with self.turn() as coordinator:
             session = coordinator.register(
                 message.client_id, token_hex(16), evaluates=message.evaluates, now=self.clock.now()
             )
-            self._traffic = {n: t for n, t in self._traffic.items() if n in coordinator.roster.members}
-            self._traffic.setdefault(message.client_id, Traffic(down)).codec = down
-        return Registered(session, up, self._interval, coordinator.roster.lease)
+            self._routes = {n: r for n, r in self._routes.items() if n in coordinator.roster.members}
+            before = self._routes.get(message.client_id, Route(None)).traffic
+            self._routes[message.client_id] = Route(down, bool(delta), traffic=before)
+        return Registered(session, up, self._interval, coordinator.roster.lease, delta)
+
+    def _delta_for(self, message: Register) -> str:
+        known = self.delta is not None and set(self.delta.name.split("+")) <= set(message.accepts)
+        return self.delta.name if self.delta and known else ""
 
     def _negotiate(self, request: Request, message: Register) -> tuple[Codec | None, str]:
         if request.peer.by_reference:
@@ -244,13 +258,12 @@ class Hub:
         """Describe how the run stands."""
         with self.condition:
             machine, now = self.coordinator, self.clock.now()
-            members = machine.roster.describe(now, {n: (t.bytes_sent, t.bytes_received) for n, t in self._traffic.items()})
+            members = machine.roster.describe(now, {name: route.traffic for name, route in self._routes.items()})
             return ServerStatus(
                 run_id=machine.run_id, phase=machine.phase.value, round=machine.round, committed=machine.committed,
                 num_rounds=machine.num_rounds, accepted=len(machine.fit.accepted) if machine.fit else 0,
                 target=machine.policy.target, codec=self.codec.name, elapsed=now - self._started, clients=members,
-                metrics=dict(self.metrics), bytes_sent=self.tasks.bytes_sent, bytes_received=self.uploads.bytes_received,
-                encodings=self.tasks.broadcast.encodings,
+                metrics=dict(self.metrics), traffic=self.tasks.traffic, encodings=self.tasks.broadcast.encodings,
             )  # fmt: skip
 
     # --- tasks ---
@@ -259,6 +272,7 @@ class Hub:
         now = self.clock.now()
         with self.turn() as coordinator:
             given = coordinator.pull(message.session, now)
+            self._routes[message.session.client_id].holds = message.holds
             if isinstance(given, Wait) and message.wait > 0:
                 self._park(Parked(message.session, now + message.wait, future))
             else:
@@ -296,7 +310,7 @@ class Hub:
         if isinstance(given, FedcoreError):
             fail(future, given)
         elif isinstance(given, Assignment):
-            self.tasks.brief(given, self._traffic[given.client_id], future)
+            self.tasks.brief(given, self._routes[given.client_id], future)
         elif isinstance(given, Wait | Finished):
             answer(future, Reply(given))
 
@@ -310,8 +324,8 @@ class Hub:
         work = self.tasks.works.get((ticket.assignment.kind, ticket.assignment.round))
         if work is None:
             raise ConnectionLost("the round is just being concluded: try again")
-        traffic = self._traffic[ticket.assignment.client_id]
-        return self.uploads.take(ticket, work, traffic, request, header, future)
+        route = self._routes[ticket.assignment.client_id]
+        return self.uploads.take(Arrival(ticket, work, route, request, header, future))
 
     # --- inside ---
 

@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedcore.codec import Codec, held
+from fedcore.codec import Base, Codec, held
 from fedcore.errors import ChecksumError, DecodeError, Incomplete
 from fedcore.messages import Manifest
 from fedcore.parameters import Parameters, Spec, digest
+from fedcore.pool import Lender, borrow
 from fedcore.shards import Shard, shards
 from fedcore.transport import Body
 
 _OVERHEAD, _OVERHEAD_EACH = 1 << 16, 1 << 12  # what a frame may hold beside the tensors
 
 
-def receive(manifest: Manifest, body: Body, spec: Spec, codec: Codec | None) -> Parameters:
+def receive(
+    manifest: Manifest,
+    body: Body,
+    spec: Spec,
+    codec: Codec | None,
+    *,
+    base: Base | None = None,
+    lend: Lender = borrow,
+) -> Parameters:
     """Read a body into a payload that looks like ``spec``.
 
     Args:
@@ -25,6 +34,8 @@ def receive(manifest: Manifest, body: Body, spec: Spec, codec: Codec | None) -> 
         body: the bytes.
         spec: what must come out.
         codec: what to decode with; None takes over the tensors of a peer in this process, as they are.
+        base: what the body tells the difference to.
+        lend: gives the memory that the tensors will lie in.
 
     Raises:
         DecodeError: the body is not an encoding of such a payload.
@@ -35,21 +46,26 @@ def receive(manifest: Manifest, body: Body, spec: Spec, codec: Codec | None) -> 
         spec.check(parameters)
         return parameters
     cut = plan(manifest, spec)
-    blank = spec.blank()
+    if manifest.base and (base is None or (base.digest, base.spec) != (manifest.base, spec)):
+        raise DecodeError(f"a difference to {manifest.base[:16]!r}, which is not at hand", reason="BASE_MISMATCH")
+    blank = spec.blank(lend)
     source = Source(body)
     for shard, length in zip(cut, manifest.frames, strict=True):
-        _land(source, length, shard, shard.take(blank), codec)
+        ground = shard.take(base.parameters) if manifest.base and base else None
+        _land(source, length, shard, shard.take(blank), codec, ground)
     source.end()
     if digest(blank, spec) != manifest.digest:
         raise ChecksumError("the tensors received do not have the digest that was announced")
     return blank
 
 
-def _land(source: Source, length: int, shard: Shard, into: Parameters, codec: Codec) -> None:
+def _land(
+    source: Source, length: int, shard: Shard, into: Parameters, codec: Codec, base: Parameters | None
+) -> None:
     """Take one frame from the source: straight into the tensors if the codec can say where, else by decoding it whole."""
     landing = codec.landing(shard.spec, into)
     if landing is None or landing.nbytes != length:
-        codec.decode(source.frame(length), shard.spec, into=into)
+        codec.decode(source.frame(length), shard.spec, base=base, into=into)
         return
     for part in landing.buffers:
         source.fill(part)

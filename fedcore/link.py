@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from fedcore.broadcast import encode
 from fedcore.clock import Clock
-from fedcore.codec import REFERENCE, Codec
+from fedcore.codec import REFERENCE, Base, Codec
 from fedcore.errors import ChecksumError, ConfigError, FedcoreError, Fenced, NotRegistered, ProtocolError, RunChanged
 from fedcore.intake import receive
 from fedcore.messages import (
@@ -36,7 +36,7 @@ from fedcore.messages import (
     Wait,
     check_client_id,
 )
-from fedcore.parameters import Parameters, Spec, digest
+from fedcore.parameters import Parameters, Spec
 from fedcore.registry import accepted_codec, check_accepts, default_accepts
 from fedcore.registry import codec as find_codec
 from fedcore.shards import SHARD_BYTES
@@ -84,6 +84,8 @@ class Link:
         self._connection, self._evaluates, self._patience = connection, evaluates, patience
         self._wanted = own
         self._codec: Codec | None = own
+        self._base: Base | None = None
+        self._feedback: dict[str, object] = {}
         self._clock = clock or Clock()
         self._jitter = random.Random(client_id)  # noqa: S311 - spreads retries, no secret
         self._condition = threading.Condition()
@@ -194,7 +196,8 @@ class Link:
         return self._over
 
     def _pull(self) -> tuple[Task, Parameters] | Finished | None:
-        reply = self._request(lambda session: Pull(session, _HOLD))
+        holds = self._base.digest if self._base and self._welcome and self._welcome.delta_codec else ""
+        reply = self._request(lambda session: Pull(session, _HOLD, holds))
         if isinstance(reply.message, Assigned):
             return self._accept(reply.message, reply.body)
         if isinstance(reply.message, Finished):
@@ -207,8 +210,18 @@ class Link:
         self._task, self._aborted = task, False
         self.update_status(Status.FETCHING_MODEL)
         codec = None if self._codec is None else accepted_codec(manifest.codec, self.accepts)
-        self._spec = Spec.checked(manifest.tensors)
-        return task, self._spec.tie(receive(manifest, body, self._spec, codec))
+        self._spec = spec = Spec.checked(manifest.tensors)
+        parameters = spec.tie(receive(manifest, body, spec, codec, base=self._base))
+        if not self._keeps:
+            return task, parameters
+        self._base = Base(manifest.digest, spec, parameters) if len(spec) else None
+        return task, spec.copy(parameters)  # to be changed at will, as the user's code may
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether the model that was received is needed again: for the difference to it that is sent, or to the next."""
+        differs = self._codec is not None and self._codec.uses_base
+        return differs or bool(self._welcome and self._welcome.delta_codec)
 
     def submit(
         self, task: Task, spec: Spec, parameters: Parameters, num_examples: int, metrics: dict[str, float]
@@ -221,8 +234,8 @@ class Link:
         if self._aborted or self._over:
             return Submitted(Outcome.CLOSED, "ROUND_CLOSED", "the server no longer waits for it")
         self.update_status(Status.SUBMITTING_UPDATE, self._step, self._total)
-        name = "" if self._codec is None else digest(parameters, spec)
-        payload = encode(parameters, spec, name, self._codec, SHARD_BYTES)
+        feedback = dict(self._feedback)
+        payload = encode(parameters, spec, self._codec, SHARD_BYTES, base=self._base, state=feedback)
         attempt = token_hex(8)
         submitted = self._insist(
             lambda: self._hand_in(
@@ -232,6 +245,8 @@ class Link:
                 payload.body,
             )
         )
+        if submitted.counted:  # what was lost of an update that does not count is lost with it
+            self._feedback = feedback
         self._task = None
         self._obey(submitted.directive)
         return submitted

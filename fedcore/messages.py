@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -85,6 +85,7 @@ class Manifest:
         frames: the length of each frame in bytes.
         digest: BLAKE3 of the payload as it must come out; "" when objects are handed over instead of bytes.
         tensors: what the payload looks like.
+        base: digest of the payload that the frames are differences from; "" when they stand for themselves.
     """
 
     codec: str
@@ -92,6 +93,7 @@ class Manifest:
     frames: tuple[int, ...]
     digest: str = ""
     tensors: tuple[TensorInfo, ...] = ()
+    base: str = ""
 
     @property
     def total_bytes(self) -> int:
@@ -121,20 +123,28 @@ class Register:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """The welcome: the session to speak under, the codec to send with, how often to beat and how long silence is fine (s)."""
+    """The welcome: the session to speak under, the codec to send with, how often to beat and how long silence is fine (s).
+
+    With a ``delta_codec``, a client that keeps the last model may be sent the difference to the next instead of the whole.
+    """
 
     session: Session
     codec: str
     heartbeat_interval: float
     heartbeat_timeout: float
+    delta_codec: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """Asks for a task; the server holds the answer back up to ``wait`` seconds until there is one."""
+    """Asks for a task; the server holds the answer back up to ``wait`` seconds until there is one.
+
+    ``holds`` is the digest of the model that the client still has, or "".
+    """
 
     session: Session
     wait: float = 0.0
+    holds: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +257,19 @@ class StatusQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes of bodies as the server sees them: on the wire, and of the tensors in them, that is before the codec."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    tensor_bytes_sent: int = 0
+    tensor_bytes_received: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
 class ClientStatus:
     """One client as the server sees it; ``silent`` is the number of seconds since it was last heard."""
 
@@ -256,13 +279,12 @@ class ClientStatus:
     step: int
     total: int
     silent: float
-    bytes_sent: int = 0
-    bytes_received: int = 0
+    traffic: Traffic = Traffic()
 
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
-    """How a run stands. Bytes are the server's: sent to clients, received from them, bodies only."""
+    """How a run stands. ``encodings`` counts how often a model was encoded: once a codec and round, however many ask."""
 
     run_id: str
     phase: str
@@ -275,8 +297,7 @@ class ServerStatus:
     elapsed: float
     clients: tuple[ClientStatus, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
-    bytes_sent: int = 0
-    bytes_received: int = 0
+    traffic: Traffic = Traffic()
     encodings: int = 0
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedcore.errors import DecodeError, NonFinite, SchemaMismatch
 from fedcore.messages import TensorInfo
-from fedcore.pool import borrow
+from fedcore.pool import Lender, borrow
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("fedcore needs a little-endian machine: tensors cross the wire as they lie in memory")
@@ -179,16 +179,13 @@ class Spec:
         """Return ``parameters`` in this order, aliases pointing at the tensors they are tied to."""
         return {info.name: parameters[info.alias_of or info.name] for info in self.infos}
 
-    def blank(self) -> Parameters:
-        """Allocate a payload of this shape in one buffer; the contents are arbitrary.
-
-        The buffer comes from the :mod:`~fedcore.pool`, and goes back when the last of the tensors is gone.
-        """
+    def blank(self, lend: Lender = borrow) -> Parameters:
+        """Return a payload of this shape in one buffer that ``lend`` gives; the contents are arbitrary."""
         offsets, total = [], 0
         for info in self.entries:
             offsets.append(total)
             total += -(-nbytes(info) // _ALIGN) * _ALIGN
-        memory = torch.from_numpy(borrow(total))
+        memory = torch.from_numpy(lend(total))
         pieces = zip(self.entries, offsets, strict=True)
         return self.tie({i.name: _shaped(memory[at : at + nbytes(i)], i) for i, at in pieces})
 

@@ -7,23 +7,34 @@ memory, and nobody has to say when they are done. Large allocations of numpy are
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+Memory: TypeAlias = NDArray[np.uint8]
+Lender: TypeAlias = Callable[[int], Memory]
+"""Gives a buffer of so many bytes, with arbitrary contents."""
+
 _SMALLEST = 1 << 20  # the allocator keeps smaller ones warm by itself
-_idle: dict[int, list[NDArray[np.uint8]]] = {}
+_idle: dict[tuple[Lender, int], list[Memory]] = {}
 
 
-def borrow(nbytes: int) -> NDArray[np.uint8]:
-    """Return a buffer of ``nbytes`` bytes with arbitrary contents; one that went back is used first."""
+def fresh(nbytes: int) -> Memory:
+    """Return a buffer that the system gives."""
+    return np.empty(nbytes, np.uint8)
+
+
+def borrow(nbytes: int, make: Lender = fresh) -> Memory:
+    """Return a buffer of ``nbytes`` bytes with arbitrary contents: one that went back, or else one that ``make`` gives."""
     if nbytes < _SMALLEST:
-        return np.empty(nbytes, np.uint8)
-    idle = _idle.setdefault(nbytes, [])
+        return fresh(nbytes)
+    idle = _idle.setdefault((make, nbytes), [])
     try:
         memory = idle.pop()
     except IndexError:
-        memory = np.empty(nbytes, np.uint8)
+        memory = make(nbytes)
     lent = memory[:]
     weakref.finalize(lent, idle.append, memory).atexit = False
     return lent

@@ -149,6 +149,17 @@ def check_accepts(names: Iterable[str], own: Codec | None) -> tuple[str, ...]:
     return tuple(sorted(parts | (set(own.name.split("+")) if own else set())))
 
 
+def check_delta(name: str | None) -> None:
+    """Check that a codec can tell differences between models.
+
+    Raises:
+        ConfigError: it makes no use of a base, or loses something.
+        UnknownName: no shelf has it.
+    """
+    if name is not None and not ((found := codec(name)).uses_base and found.lossless):
+        raise ConfigError(f"ServerConfig.delta_codec {name!r} must be lossless and tell differences, such as 'delta+zstd'")
+
+
 def transport(wanted: str | Transport) -> Transport:
     """Return the transport of a name such as ``"grpc"``; a transport is returned as it is.
 

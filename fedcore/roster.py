@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedcore.errors import Fenced, NotRegistered, RunChanged
-from fedcore.messages import Beat, ClientStatus, Session, Status, check_client_id
+from fedcore.messages import Beat, ClientStatus, Session, Status, Traffic, check_client_id
 
 
 @dataclass
@@ -99,10 +99,10 @@ class Roster:
         """Return the clients that offered to evaluate, sorted."""
         return sorted(m.client_id for m in self.members.values() if m.evaluates and m.available)
 
-    def describe(self, now: float, traffic: Mapping[str, tuple[int, int]]) -> tuple[ClientStatus, ...]:
+    def describe(self, now: float, traffic: Mapping[str, Traffic]) -> tuple[ClientStatus, ...]:
         """Describe the clients, by id; ``traffic`` gives the bytes sent to each and received from it."""
         return tuple(
-            ClientStatus(name, m.status, m.round, m.step, m.total, now - m.last_seen, *traffic.get(name, (0, 0)))
+            ClientStatus(name, m.status, m.round, m.step, m.total, now - m.last_seen, traffic.get(name, Traffic()))
             for name, m in sorted(self.members.items())
         )
 

@@ -29,7 +29,7 @@ from fedcore.hub import Hub
 from fedcore.messages import Kind, ServerStatus
 from fedcore.parameters import Parameters, Spec, check_finite, digest
 from fedcore.phase import Phase
-from fedcore.registry import check_accepts, default_accepts
+from fedcore.registry import check_accepts, check_delta, default_accepts
 from fedcore.registry import codec as find_codec
 from fedcore.registry import transport as find_transport
 from fedcore.strategy import Strategy, aggregator_of, mean_metrics
@@ -83,6 +83,7 @@ class Server:
         self._clock = clock or Clock()
         own = find_codec(codec)
         named = self.config.accept_codecs
+        check_delta(self.config.delta_codec)
         policy = self.config.policy_for(strategy)
         machine = Coordinator(
             f"run-{token_hex(6)}", num_rounds=self.config.num_rounds, policy=policy,
@@ -268,7 +269,7 @@ class Server:
         chosen = list(self.strategy.select(number, available, rng))
         spec, parameters = self._model()
         aggregator = aggregator_of(self.strategy, number, parameters)
-        aggregator.each = self.hub.cores.each
+        aggregator.each, aggregator.lend = self.hub.cores.each, self.hub.landings.lend
         upload = self.strategy.upload_spec(Kind.FIT, spec)
         self.hub.tasks.works[Kind.FIT, number] = Work(Kind.FIT, number, parameters, spec, machine.digest, upload, aggregator)
         with self.hub.turn() as machine:
@@ -314,10 +315,7 @@ class Server:
         if self.strategy.evaluates:
             self._evaluations.server_side(number, spec.copy(parameters))
         with self.hub.turn() as machine:
-            machine.publish(
-                model_digest, self._clock.now(), metrics=metrics,
-                bytes_sent=work.bytes_sent, bytes_received=work.bytes_received,
-            )  # fmt: skip
+            machine.publish(model_digest, self._clock.now(), metrics=metrics, traffic=work.traffic)
             if machine.evaluation is None:  # nobody offered, and nobody will hand anything in
                 del self.hub.tasks.works[Kind.EVALUATE, number]
 

@@ -13,7 +13,7 @@ from fedcore.broadcast import Broadcast, Payload
 from fedcore.codec import Codec
 from fedcore.errors import FedcoreError, RemoteError
 from fedcore.lane import Lane
-from fedcore.messages import Assigned, Kind, Task, Value, Wait, check_config
+from fedcore.messages import Assigned, Kind, Task, Traffic, Value, Wait, check_config
 from fedcore.parameters import Parameters, Spec, digest
 from fedcore.round import Assignment
 from fedcore.strategy import Strategy
@@ -35,17 +35,18 @@ class Work:
     aggregator: Aggregator | None = None
     updates: list[Update] = field(default_factory=list)  # without tensors
     configs: dict[str, dict[str, Value]] = field(default_factory=dict)
-    bytes_sent: int = 0
-    bytes_received: int = 0
+    traffic: dict[str, Traffic] = field(default_factory=dict)
 
 
 @dataclass
-class Traffic:
-    """How a client is sent models, and the bytes of bodies sent to it and received from it."""
+class Route:
+    """How a client is sent models, what it holds, and what went over the wire so far."""
 
     codec: Codec | None  # None: by reference
-    bytes_sent: int = 0
-    bytes_received: int = 0
+    deltas: bool = False
+    holds: str = ""
+    traffic: Traffic = field(default_factory=Traffic)
+
 
 
 class Tasks:
@@ -56,34 +57,41 @@ class Tasks:
         math: the lane.
         seed: what the seeds in the clients' configs are drawn from.
         shard_bytes: where payloads are cut.
+        delta: what differences to the model before are encoded with; None: none are sent.
 
     Attributes:
         works: what each open collection is about.
-        bytes_sent: bodies sent to clients.
+        traffic: what went over the wire in all.
     """
 
-    def __init__(self, strategy: Strategy, math: Lane, *, seed: int, shard_bytes: int):
-        self.broadcast = Broadcast(shard_bytes)
+    def __init__(self, strategy: Strategy, math: Lane, *, seed: int, shard_bytes: int, delta: Codec | None = None):
+        self.broadcast = Broadcast(shard_bytes, delta)
         self.works: dict[tuple[Kind, int], Work] = {}
-        self.bytes_sent = 0
+        self.traffic = Traffic()
         self._strategy, self._math, self._seed = strategy, math, seed
 
-    def brief(self, assignment: Assignment, traffic: Traffic, reply: Future[Reply]) -> None:
+    def brief(self, assignment: Assignment, route: Route, reply: Future[Reply]) -> None:
         """Answer ``reply`` with the task and its payload, when they are ready."""
-        self._math.submit(self._brief, assignment, traffic, reply)
+        self._math.submit(self._brief, assignment, route, reply)
 
-    def _brief(self, assignment: Assignment, traffic: Traffic, reply: Future[Reply]) -> None:
+    def count(self, work: Work, client_id: str, route: Route, more: Traffic) -> None:
+        """Note what went over the wire: of the run, of the client, and of the client in this collection."""
+        self.traffic += more
+        route.traffic += more
+        work.traffic[client_id] = work.traffic.get(client_id, Traffic()) + more
+
+    def _brief(self, assignment: Assignment, route: Route, reply: Future[Reply]) -> None:
         try:
             work = self.works.get((assignment.kind, assignment.round))
             if work is None:
                 return answer(reply, Reply(Wait(assignment.round)))
-            task, payload = self._prepare(work, assignment, traffic.codec)
+            task, payload = self._prepare(work, assignment, route)
         except Exception as error:
             log.exception("the strategy could not prepare task %s", assignment.id)
             return fail(reply, RemoteError(f"the server could not prepare the task: {type(error).__name__}"))
-        return payload.add_done_callback(lambda done: self._deliver(task, work, traffic, done, reply))
+        return payload.add_done_callback(lambda done: self._deliver(task, work, assignment.client_id, route, done, reply))
 
-    def _prepare(self, work: Work, assignment: Assignment, codec: Codec | None) -> tuple[Task, Future[Payload]]:
+    def _prepare(self, work: Work, assignment: Assignment, route: Route) -> tuple[Task, Future[Payload]]:
         config = work.configs.get(assignment.client_id)
         if config is None:
             config = work.configs[assignment.client_id] = self._configure(work, assignment)
@@ -91,7 +99,7 @@ class Tasks:
         spec, down_digest = (work.spec, work.digest) if down is work.parameters else _describe(down)
         upload = () if work.upload is None or work.upload == spec else work.upload.infos
         task = Task(assignment.id, work.kind, work.number, work.digest, config, upload)
-        return task, self.broadcast.payload(down, spec, down_digest, codec)
+        return task, self.broadcast.payload(down, spec, down_digest, route.codec, route.holds if route.deltas else "")
 
     def _configure(self, work: Work, assignment: Assignment) -> dict[str, Value]:
         configure = self._strategy.configure_evaluate if work.kind is Kind.EVALUATE else self._strategy.configure_fit
@@ -100,16 +108,14 @@ class Tasks:
         return {**config, "round": work.number, "seed": int.from_bytes(drawn, "little") >> 1}
 
     def _deliver(
-        self, task: Task, work: Work, traffic: Traffic, encoded: Future[Payload], reply: Future[Reply]
+        self, task: Task, work: Work, client_id: str, route: Route, encoded: Future[Payload], reply: Future[Reply]
     ) -> None:
         if error := encoded.exception():
             log.error("encoding failed", exc_info=error)
             return fail(reply, RemoteError("the server could not encode the model"))
         payload = encoded.result()
-        size = payload.manifest.total_bytes
-        traffic.bytes_sent += size
-        work.bytes_sent += size
-        self.bytes_sent += size
+        sent = Traffic(bytes_sent=payload.manifest.total_bytes, tensor_bytes_sent=payload.received.spec.nbytes)
+        self.count(work, client_id, route, sent)
         return answer(reply, Reply(Assigned(task, payload.manifest), payload.body))
 
 

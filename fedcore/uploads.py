@@ -1,45 +1,70 @@
-"""Takes updates in: decoded and checked on threads of their own, then committed, then summed."""
+"""Takes updates in: within a budget of memory decoded and checked on threads of their own, then committed, then summed."""
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from secrets import token_hex
 
 from fedcore.aggregator import Update
+from fedcore.budget import Budget
 from fedcore.clock import Clock
+from fedcore.codec import Base
+from fedcore.config import ServerConfig
 from fedcore.coordinator import Coordinator
 from fedcore.errors import FedcoreError, RemoteError, TooLarge, TransportError
 from fedcore.intake import receive
 from fedcore.lane import Lane
-from fedcore.messages import Kind, Outcome, Submit, check_metrics, check_num_examples
+from fedcore.messages import Kind, Outcome, Submit, Submitted, Traffic, check_metrics, check_num_examples
 from fedcore.parameters import Spec, check_finite
+from fedcore.pool import Lender
 from fedcore.registry import accepted_codec
 from fedcore.round import Ticket
-from fedcore.tasks import Traffic, Work, answer, fail
+from fedcore.tasks import Route, Work, answer, fail
 from fedcore.transport import Reply, Request
 
 log = logging.getLogger(__name__)
 
+_THREADS = 32  # a reader waits for its client most of the time
+_LEAST_BUDGET = 64 << 20
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An admitted update that is not read yet, and who waits for the verdict."""
+
+    ticket: Ticket
+    work: Work
+    route: Route
+    request: Request
+    header: Submit
+    reply: Future[Reply]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return self.header.manifest.total_bytes if self.work.upload is None else self.work.upload.nbytes
+
 
 class Uploads:
-    """Takes in admitted updates, ``at_once`` of them at a time; the others wait without holding memory.
+    """Takes in admitted updates, as many at a time as the budget has room for; the others wait without memory or a thread.
 
     Args:
         turn: gives the machine for one turn.
         clock: the time.
         math: the lane that sums.
         accepts: the parts of codec names that are accepted.
-        at_once: how many updates may be in memory, from the first byte to the end of the sum.
-        max_examples: the largest ``num_examples`` that is believed.
-        max_model_bytes: the largest first model that a client may hand in.
+        config: the budget, and limits.
+        base: returns the payload with a digest that clients were sent, if it is still known.
+        noted: told what went over the wire.
+        lend: gives the memory that updates lie in, from the first byte to the end of the sum.
 
     Attributes:
-        bytes_received: bodies of accepted updates.
+        budget: what the updates in progress may occupy together.
     """
 
     def __init__(
@@ -49,74 +74,78 @@ class Uploads:
         math: Lane,
         *,
         accepts: tuple[str, ...],
-        at_once: int,
-        max_examples: int,
-        max_model_bytes: int,
+        config: ServerConfig,
+        base: Callable[[str], Base | None],
+        noted: Callable[[Work, str, Route, Traffic], None],
+        lend: Lender,
     ):
-        self.bytes_received = 0
         self._turn, self._clock, self._math, self._accepts = turn, clock, math, accepts
-        self._max_examples, self._max_model_bytes = max_examples, max_model_bytes
-        self._threads = ThreadPoolExecutor(at_once, "fedcore-intake")
-        self._room = threading.Semaphore(at_once)
+        self._config, self._base, self._noted, self._lend = config, base, noted, lend
+        self._threads = ThreadPoolExecutor(_THREADS, "fedcore-intake")
+        self.budget = Budget(config.upload_memory or _LEAST_BUDGET)
 
-    def take(
-        self, ticket: Ticket, work: Work, traffic: Traffic, request: Request, header: Submit, reply: Future[Reply]
-    ) -> None:
-        """Take an update in, and answer ``reply`` with what became of it."""
-        self._threads.submit(self._take, ticket, work, traffic, request, header, reply)
+    def take(self, arrival: Arrival) -> None:
+        """Take an update in when there is room for it, and answer with what became of it."""
+        nbytes = arrival.nbytes
+        if self._config.upload_memory is None:  # room for two: one comes in while another is summed up
+            self.budget.limit = max(_LEAST_BUDGET, 2 * nbytes)
+        self.budget.enter(nbytes, partial(self._threads.submit, self._take, arrival, nbytes))
 
     def close(self) -> None:
         """End the threads, behind the updates in progress."""
         self._threads.shutdown(wait=True)
 
-    def _take(
-        self, ticket: Ticket, work: Work, traffic: Traffic, request: Request, header: Submit, reply: Future[Reply]
-    ) -> None:
-        self._room.acquire()
-        folded: Future[None] | None = None
+    def _take(self, arrival: Arrival, nbytes: int) -> None:
+        summed: Future[None] | None = None
         try:
-            update = self._read(work, request, header)
-            with self._turn() as coordinator:
-                submitted = coordinator.commit(ticket, self._clock.now())
-                if submitted.outcome is Outcome.ACCEPTED:  # in this turn, so that no conclusion gets in between
-                    folded = self._count(work, traffic, update, header)
-            answer(reply, Reply(submitted))
+            summed = self._take_in(arrival)
         except FedcoreError as error:
-            self._reject(ticket, reply, error)
+            self._reject(arrival, error)
         except Exception:
             name = token_hex(4)
-            log.exception("error %s while taking in the update for task %s", name, ticket.assignment.id)
-            self._reject(ticket, None, RemoteError(f"internal error {name}"))
-            fail(reply, RemoteError(f"internal error {name}; the server's log has the details"))
+            log.exception("error %s while taking in the update for task %s", name, arrival.ticket.assignment.id)
+            self._reject(arrival, RemoteError(f"internal error {name}; the server's log has the details"))
         finally:
-            if folded is None:
-                self._room.release()
+            if summed is None:
+                self.budget.leave(nbytes)
             else:
-                folded.add_done_callback(lambda _: self._room.release())
+                summed.add_done_callback(lambda _: self.budget.leave(nbytes))
 
-    def _reject(self, ticket: Ticket, reply: Future[Reply] | None, error: FedcoreError) -> None:
+    def _take_in(self, arrival: Arrival) -> Future[None] | None:
+        with self._turn() as coordinator:  # while it waited in line the round may have closed
+            admitted = coordinator.admit(arrival.header, self._clock.now())
+        if isinstance(admitted, Submitted):
+            answer(arrival.reply, Reply(admitted))
+            return None
+        summed, update = None, self._read(arrival.work, arrival.request, arrival.header)
         with self._turn() as coordinator:
-            final = not error.retryable
+            submitted = coordinator.commit(arrival.ticket, self._clock.now())
+            if submitted.outcome is Outcome.ACCEPTED:  # in this turn, so that no conclusion gets in between
+                summed = self._count(arrival, update)
+        answer(arrival.reply, Reply(submitted))
+        return summed
+
+    def _reject(self, arrival: Arrival, error: FedcoreError) -> None:
+        with self._turn() as coordinator:
             refused = coordinator.release(
-                ticket, self._clock.now(), reason=error.reason, message=str(error), final=final
+                arrival.ticket, self._clock.now(), reason=error.reason, message=str(error), final=not error.retryable
             )
-        if reply is None:
-            return
-        if isinstance(error, TransportError) and error.retryable:  # the body broke off: no verdict on the update
-            fail(reply, error)
+        if isinstance(error, RemoteError) or (isinstance(error, TransportError) and error.retryable):
+            fail(arrival.reply, error)  # no verdict on the update
         else:
-            answer(reply, Reply(refused))
+            answer(arrival.reply, Reply(refused))
 
     def _read(self, work: Work, request: Request, header: Submit) -> Update:
         """Return the update, if everything about it is as it must be; the cheap checks come before the body is read."""
-        check_num_examples(header.num_examples, self._max_examples)
+        check_num_examples(header.num_examples, self._config.max_examples)
         metrics = check_metrics(header.metrics)
         by_reference = request.peer.by_reference
         codec = None if by_reference else accepted_codec(header.manifest.codec, self._accepts)
         claimed = Spec.checked(header.manifest.tensors)
         spec = self._first_spec(claimed) if work.upload is None else work.upload
         spec.expect(claimed)
-        parameters = receive(header.manifest, request.body, spec, codec)
+        base = self._base(header.manifest.base) if header.manifest.base else None
+        parameters = receive(header.manifest, request.body, spec, codec, base=base, lend=self._lend)
         if by_reference:
             parameters = spec.copy(parameters)
         extents = check_finite(parameters)
@@ -127,14 +156,13 @@ class Uploads:
         return update
 
     def _first_spec(self, spec: Spec) -> Spec:
-        if spec.nbytes > self._max_model_bytes:
-            raise TooLarge(f"a model of {spec.nbytes} bytes is above max_model_bytes, {self._max_model_bytes}")
+        if spec.nbytes > self._config.max_model_bytes:
+            raise TooLarge(f"a model of {spec.nbytes} bytes is above max_model_bytes, {self._config.max_model_bytes}")
         return spec
 
-    def _count(self, work: Work, traffic: Traffic, update: Update, header: Submit) -> Future[None] | None:
-        size = header.manifest.total_bytes
-        work.bytes_received += size
-        traffic.bytes_received += size
-        self.bytes_received += size
+    def _count(self, arrival: Arrival, update: Update) -> Future[None] | None:
+        work = arrival.work
+        received = Traffic(bytes_received=arrival.header.manifest.total_bytes, tensor_bytes_received=arrival.nbytes)
+        self._noted(work, update.client_id, arrival.route, received)
         work.updates.append(update if work.kind is Kind.INITIALIZE else replace(update, parameters={}, extents={}))
         return self._math.submit(work.aggregator.add, update) if work.aggregator else None

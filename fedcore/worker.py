@@ -14,6 +14,7 @@ from fedcore.errors import ConfigError, InvalidWeight, SchemaMismatch, from_reas
 from fedcore.link import Link
 from fedcore.messages import Finished, Kind, Outcome, Status, Task, check_metrics
 from fedcore.parameters import Parameters, Spec
+from fedcore.pool import drain
 from fedcore.registry import transport as find_transport
 from fedcore.transport import Transport
 
@@ -118,7 +119,10 @@ def start_client(
             connection, client_id, codec=codec, accept_codecs=accept_codecs, patience=patience, clock=clock,
             evaluates=offers_evaluation(client),
         )  # fmt: skip
-        message = Worker(link, client).run()
+        try:
+            message = Worker(link, client).run()
+        finally:
+            drain()
     log.info("client %s: %s", client_id, message)
 
 

@@ -60,7 +60,7 @@ class RegisterClientRequest(_message.Message):
     def __init__(self, client_id: _Optional[str] = ..., protocol_version: _Optional[int] = ..., codec: _Optional[str] = ..., accepts: _Optional[_Iterable[str]] = ..., evaluates: bool = ...) -> None: ...
 
 class RegisterClientResponse(_message.Message):
-    __slots__ = ("status", "message", "session", "codec", "heartbeat_interval", "heartbeat_timeout")
+    __slots__ = ("status", "message", "session", "codec", "heartbeat_interval", "heartbeat_timeout", "delta_codec")
     class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATUS_UNSPECIFIED: _ClassVar[RegisterClientResponse.Status]
@@ -73,13 +73,15 @@ class RegisterClientResponse(_message.Message):
     CODEC_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    DELTA_CODEC_FIELD_NUMBER: _ClassVar[int]
     status: RegisterClientResponse.Status
     message: str
     session: Session
     codec: str
     heartbeat_interval: float
     heartbeat_timeout: float
-    def __init__(self, status: _Optional[_Union[RegisterClientResponse.Status, str]] = ..., message: _Optional[str] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., codec: _Optional[str] = ..., heartbeat_interval: _Optional[float] = ..., heartbeat_timeout: _Optional[float] = ...) -> None: ...
+    delta_codec: str
+    def __init__(self, status: _Optional[_Union[RegisterClientResponse.Status, str]] = ..., message: _Optional[str] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., codec: _Optional[str] = ..., heartbeat_interval: _Optional[float] = ..., heartbeat_timeout: _Optional[float] = ..., delta_codec: _Optional[str] = ...) -> None: ...
 
 class Scalar(_message.Message):
     __slots__ = ("boolean", "integer", "real", "text", "raw", "list")
@@ -116,28 +118,32 @@ class TensorInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., alias_of: _Optional[str] = ...) -> None: ...
 
 class Manifest(_message.Message):
-    __slots__ = ("codec", "shard_bytes", "frames", "tensors", "digest")
+    __slots__ = ("codec", "shard_bytes", "frames", "tensors", "digest", "base")
     CODEC_FIELD_NUMBER: _ClassVar[int]
     SHARD_BYTES_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     codec: str
     shard_bytes: int
     frames: _containers.RepeatedScalarFieldContainer[int]
     tensors: _containers.RepeatedCompositeFieldContainer[TensorInfo]
     digest: str
-    def __init__(self, codec: _Optional[str] = ..., shard_bytes: _Optional[int] = ..., frames: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ..., digest: _Optional[str] = ...) -> None: ...
+    base: str
+    def __init__(self, codec: _Optional[str] = ..., shard_bytes: _Optional[int] = ..., frames: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ..., digest: _Optional[str] = ..., base: _Optional[str] = ...) -> None: ...
 
 class GetGlobalModelRequest(_message.Message):
-    __slots__ = ("session", "wait_seconds", "task_id")
+    __slots__ = ("session", "wait_seconds", "task_id", "holds")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
     session: Session
     wait_seconds: float
     task_id: str
-    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., wait_seconds: _Optional[float] = ..., task_id: _Optional[str] = ...) -> None: ...
+    holds: str
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., wait_seconds: _Optional[float] = ..., task_id: _Optional[str] = ..., holds: _Optional[str] = ...) -> None: ...
 
 class Task(_message.Message):
     __slots__ = ("id", "kind", "round", "base_digest", "config", "upload")
@@ -322,7 +328,7 @@ class GetServerStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ClientStatus(_message.Message):
-    __slots__ = ("client_id", "status", "current_round", "current_step", "total_steps", "silent_seconds", "bytes_sent", "bytes_received")
+    __slots__ = ("client_id", "status", "current_round", "current_step", "total_steps", "silent_seconds", "bytes_sent", "bytes_received", "tensor_bytes_sent", "tensor_bytes_received")
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     CURRENT_ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -331,6 +337,8 @@ class ClientStatus(_message.Message):
     SILENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     client_id: str
     status: ClientState
     current_round: int
@@ -339,10 +347,12 @@ class ClientStatus(_message.Message):
     silent_seconds: float
     bytes_sent: int
     bytes_received: int
-    def __init__(self, client_id: _Optional[str] = ..., status: _Optional[_Union[ClientState, str]] = ..., current_round: _Optional[int] = ..., current_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., silent_seconds: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ...) -> None: ...
+    tensor_bytes_sent: int
+    tensor_bytes_received: int
+    def __init__(self, client_id: _Optional[str] = ..., status: _Optional[_Union[ClientState, str]] = ..., current_round: _Optional[int] = ..., current_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., silent_seconds: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., tensor_bytes_sent: _Optional[int] = ..., tensor_bytes_received: _Optional[int] = ...) -> None: ...
 
 class GetServerStatusResponse(_message.Message):
-    __slots__ = ("run_id", "phase", "round", "committed", "num_rounds", "accepted", "target", "codec", "elapsed_seconds", "clients", "metrics", "bytes_sent", "bytes_received", "encodings")
+    __slots__ = ("run_id", "phase", "round", "committed", "num_rounds", "accepted", "target", "codec", "elapsed_seconds", "clients", "metrics", "bytes_sent", "bytes_received", "encodings", "tensor_bytes_sent", "tensor_bytes_received")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -364,6 +374,8 @@ class GetServerStatusResponse(_message.Message):
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     ENCODINGS_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     phase: str
     round: int
@@ -378,7 +390,9 @@ class GetServerStatusResponse(_message.Message):
     bytes_sent: int
     bytes_received: int
     encodings: int
-    def __init__(self, run_id: _Optional[str] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., committed: _Optional[int] = ..., num_rounds: _Optional[int] = ..., accepted: _Optional[int] = ..., target: _Optional[int] = ..., codec: _Optional[str] = ..., elapsed_seconds: _Optional[float] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., encodings: _Optional[int] = ...) -> None: ...
+    tensor_bytes_sent: int
+    tensor_bytes_received: int
+    def __init__(self, run_id: _Optional[str] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., committed: _Optional[int] = ..., num_rounds: _Optional[int] = ..., accepted: _Optional[int] = ..., target: _Optional[int] = ..., codec: _Optional[str] = ..., elapsed_seconds: _Optional[float] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., encodings: _Optional[int] = ..., tensor_bytes_sent: _Optional[int] = ..., tensor_bytes_received: _Optional[int] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("data", "dims", "dtype")

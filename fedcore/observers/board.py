@@ -114,12 +114,7 @@ class Board:
         if self.evaluates is None and self.awaiting:
             self.evaluates = False
         self.awaiting.add(event.round)
-        self._end(
-            RoundRecord(
-                event.round, "committed", "", list(event.accepted), dict(event.missing), dict(event.metrics),
-                event.seconds, event.bytes_sent, event.bytes_received, event.digest,
-            )
-        )  # fmt: skip
+        self._end(RoundRecord.of(event))
 
     def _end(self, record: RoundRecord) -> None:
         self.history.add(record)

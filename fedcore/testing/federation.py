@@ -26,6 +26,7 @@ def run_federation(
     config: ServerConfig | None = None,
     transport: str | Transport = "memory",
     codec: str | Codec = "safetensors",
+    client_codec: str | Codec | None = None,
     client_ids: Sequence[str] | None = None,
     observers: Sequence[Observer] = (),
     timeout: float = 60.0,
@@ -40,6 +41,7 @@ def run_federation(
         config: how the run goes.
         transport: a name, or a transport; it listens on an address of its own choice.
         codec: a name, or a codec; both sides send with it.
+        client_codec: what the clients send with, if it is another one.
         client_ids: the clients' names; by default ``client-0``, ``client-1``, ...
         observers: callables that receive every event.
         timeout: seconds after which a run that does not end is an error.
@@ -58,7 +60,7 @@ def run_federation(
 
     def work(client: Client, name: str) -> None:
         try:
-            start_client(server.address, client, name, transport=wire, codec=codec, patience=5.0)
+            start_client(server.address, client, name, transport=wire, codec=client_codec or codec, patience=5.0)
         except BaseException as error:  # noqa: BLE001 - raised by the caller's thread below
             failures.append(error)
             if len(failures) == len(clients):

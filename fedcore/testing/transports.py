@@ -41,6 +41,7 @@ from fedcore.messages import (
     Submitted,
     Task,
     TensorInfo,
+    Traffic,
     Value,
     Wait,
 )
@@ -88,18 +89,19 @@ def _served(transport: Transport, answer: Callable[[Request], Reply | Future[Rep
 
 
 def _messages(transport: Transport, patience: float) -> None:
-    manifest = Manifest("safetensors+lz4", 4096, (0,), "d" * 64, _TENSORS)
+    manifest = Manifest("safetensors+lz4", 4096, (0,), "d" * 64, _TENSORS, "c" * 64)
     submit = Submit(_SESSION, "fit-1-0", 1, "attempt", "b" * 64, 7, manifest, {"loss": 0.5})
-    clients = (ClientStatus("client-1", Status.TRAINING, 1, 2, 3, 0.5, 6, 7),)
+    clients = (ClientStatus("client-1", Status.TRAINING, 1, 2, 3, 0.5, Traffic(6, 7, 8, 9)),)
+    status = ServerStatus("run-1", "waiting", 1, 0, 3, 0, 2, "torch", 1.5, clients, {"loss": 0.25}, Traffic(1, 2, 3, 4), 1)
     exchanges: list[tuple[Message, Answer]] = [
-        (Register("client-1", "torch", ("a", "b"), True), Registered(_SESSION, "safetensors", 2.5, 300.0)),
-        (Pull(_SESSION, 1.5), Wait(3)),
+        (Register("client-1", "torch", ("a", "b"), True), Registered(_SESSION, "safetensors", 2.5, 300.0, "delta")),
+        (Pull(_SESSION, 1.5, "c" * 64), Wait(3)),
         (Pull(_SESSION), Finished("done")),
         (Pull(_SESSION), Assigned(Task("fit-1-0", Kind.FIT, 1, "b" * 64, _CONFIG, _TENSORS[:1]), manifest)),
         (submit, Submitted(Outcome.ACCEPTED, "ACCEPTED", "", 1, Directive.STOP)),
         (submit, Submitted(Outcome.DUPLICATE, "DUPLICATE", "counted before", 2)),
         (Beat(_SESSION, Status.ERROR, 1, 2, 3, "fit-1-0", "boom"), BeatReply(True, Directive.ABORT_TASK, "late")),
-        (StatusQuery(), ServerStatus("run-1", "waiting", 1, 0, 3, 0, 2, "torch", 1.5, clients, {"loss": 0.25}, 8, 9, 1)),
+        (StatusQuery(), status),
     ]
     seen: list[Request] = []
     pending = iter([answer for _, answer in exchanges])

@@ -10,7 +10,7 @@ from fedcore.broadcast import encode
 from fedcore.codecs.safetensors import Safetensors
 from fedcore.events import RoundOpened
 from fedcore.messages import Assigned, Pull, Register, Submit
-from fedcore.parameters import Spec, digest
+from fedcore.parameters import Spec
 from fedcore.testing import run_federation
 
 INITIAL = {"w": torch.zeros(3000)}
@@ -62,7 +62,7 @@ def test_what_clients_are_told_about_heartbeats():
         assert (welcome.heartbeat_interval, welcome.heartbeat_timeout) == (0.25, 7.5)
 
 
-def test_uploads_bounds_the_updates_in_memory():
+def test_upload_memory_bounds_the_updates_in_memory():
     """Four clients hand in at once, and each body waits in the middle: no more than two are being read."""
     reading, most, lock, release = set(), [0], threading.Lock(), threading.Event()
 
@@ -83,11 +83,11 @@ def test_uploads_bounds_the_updates_in_memory():
             assigned = connection.request(Pull(session, 10.0)).message
             assert isinstance(assigned, Assigned)
             spec = Spec.of(INITIAL)
-            payload = encode(INITIAL, spec, digest(INITIAL, spec), Safetensors(), 1 << 20)
+            payload = encode(INITIAL, spec, Safetensors(), 1 << 20)
             submit = Submit(session, assigned.task.id, 1, name, assigned.task.base_digest, 1, payload.manifest)
             assert connection.request(submit, slow(name, payload.body), timeout=20).message.counted
 
-    config = ServerConfig(num_rounds=1, uploads=2, stop_grace=0)
+    config = ServerConfig(num_rounds=1, upload_memory=2 * Spec.of(INITIAL).nbytes, stop_grace=0)
     strategy = FedAvg(INITIAL, clients_per_round=4, min_fit_clients=4)
     with Server("", config=config, strategy=strategy, transport=Memory()) as server:
         threads = [threading.Thread(target=work, args=(f"client-{index}",)) for index in range(4)]
@@ -128,7 +128,8 @@ def test_start_wait_opens_with_fewer_clients():
 
 def test_nothing_is_left_out():
     here = {
-        "num_rounds", "seed", "extra_clients", "heartbeat_interval", "heartbeat_timeout", "uploads", "stop_grace", "start_wait",
+        "num_rounds", "seed", "extra_clients", "heartbeat_interval", "heartbeat_timeout", "upload_memory", "stop_grace",
+        "start_wait",
     }  # fmt: skip
     elsewhere = {
         "round_timeout": "test_killed_client.py",
@@ -139,5 +140,8 @@ def test_nothing_is_left_out():
         "max_examples": "test_bad_updates.py",
         "max_model_bytes": "test_first_model.py",
         "shard_bytes": "test_matrix.py",
+        "map_above": "test_big_models.py",
+        "map_folder": "test_big_models.py",
+        "delta_codec": "test_wire_bytes.py",
     }
     assert {field.name for field in fields(ServerConfig)} == here | elsewhere.keys()

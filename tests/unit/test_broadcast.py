@@ -85,7 +85,7 @@ def test_a_codec_that_fails_tells_everybody_who_asked(broadcast):
 
 
 def test_the_manifest_describes_the_body():
-    payload = encode(MODEL, SPEC, DIGEST, Safetensors(), 4096)
+    payload = encode(MODEL, SPEC, Safetensors(), 4096, name=DIGEST)
     assert payload.manifest.codec == "safetensors"
     assert payload.manifest.shard_bytes == 4096
     assert payload.manifest.tensors == SPEC.infos
@@ -94,7 +94,7 @@ def test_the_manifest_describes_the_body():
 
 
 def test_c12_the_body_holds_the_tensors_and_little_else():
-    body = encode({"w": torch.zeros(1_000_000)[:10]}, Spec.of({"w": torch.zeros(10)}), "", Safetensors(), 4096).body
+    body = encode({"w": torch.zeros(1_000_000)[:10]}, Spec.of({"w": torch.zeros(10)}), Safetensors(), 4096).body
     assert sum(memoryview(part).nbytes for part in body) < 40 + 200
 
 
@@ -104,13 +104,13 @@ def test_c14_any_layout_is_encoded():
     spec = Spec.of(plain)
 
     def joined(parameters):
-        return b"".join(bytes(memoryview(part)) for part in encode(parameters, spec, "", Safetensors(), 4096).body)
+        return b"".join(bytes(memoryview(part)) for part in encode(parameters, spec, Safetensors(), 4096).body)
 
     assert joined(turned) == joined(plain)
 
 
 def test_by_reference_nothing_is_encoded():
-    payload = encode(MODEL, SPEC, DIGEST, None, 4096)
+    payload = encode(MODEL, SPEC, None, 4096)
     assert payload.manifest.codec == REFERENCE
     assert payload.body[0].parameters is MODEL
     assert payload.manifest.total_bytes == 0

@@ -111,7 +111,7 @@ class TestStatus:
         assert main(["status", server.address]) == 0
         head, traffic, blank, columns, client = capsys.readouterr().out.splitlines()
         assert head.startswith(f"{server.hub.coordinator.run_id}: waiting, 0 of 3 rounds done, ")
-        assert traffic == "0 B sent, 0 B received, as safetensors"
+        assert traffic == "0 B sent, 0 B received, as safetensors (0 B and 0 B before the codec)"
         assert blank == ""
         assert columns.split() == ["client", "does", "round", "heard", "sent", "received"]
         assert client.split()[:4] == ["client-1", "training", "3/9", "1"]

@@ -8,11 +8,11 @@ import pytest
 from fedcore import FedAvg, RoundPolicy, ServerConfig
 from fedcore.errors import ConfigError
 
-COUNTS = ["num_rounds", "max_failures", "max_examples", "max_model_bytes", "shard_bytes", "uploads"]
+COUNTS = ["num_rounds", "max_failures", "max_examples", "max_model_bytes", "shard_bytes", "map_above"]
 COUNTS_FROM_ZERO = ["extra_clients", "seed"]
 TIMES = ["round_timeout", "heartbeat_interval", "heartbeat_timeout"]
 TIMES_FROM_ZERO = ["start_wait", "evaluate_timeout", "stop_grace"]
-OTHERS = ["accept_codecs", "policy"]  # checked where they are used
+OTHERS = ["accept_codecs", "policy", "upload_memory", "delta_codec", "map_folder"]  # None, or checked where they are used
 
 
 def test_every_field_is_looked_at_here():
@@ -51,6 +51,12 @@ def test_some_times_are_above_zero(name):
 @pytest.mark.parametrize("name", COUNTS_FROM_ZERO + TIMES_FROM_ZERO)
 def test_others_may_be_zero(name):
     assert getattr(ServerConfig(**{name: 0}), name) == 0
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
+def test_upload_memory_is_a_count_or_left_to_the_server(value):
+    refused("upload_memory", value)
+    assert ServerConfig(upload_memory=None).upload_memory is None
 
 
 @pytest.mark.parametrize("size", [1, 4095, (1 << 30) + 1])

@@ -43,7 +43,8 @@ def test_json_has_every_fact(history):
     assert (read["run_id"], read["num_rounds"]) == ("r", 2)
     assert read["rounds"][0] == {
         "number": 1, "outcome": "committed", "reason": "", "accepted": ["a", "b"], "missing": {}, "metrics": {"fit/loss": 2.0},
-        "seconds": 1.5, "bytes_sent": 0, "bytes_received": 0, "digest": "d1",
+        "seconds": 1.5, "bytes_sent": 0, "bytes_received": 0, "tensor_bytes_sent": 0, "tensor_bytes_received": 0,
+        "traffic": {}, "digest": "d1",
     }  # fmt: skip
     assert read["rounds"][1]["reason"] == "no quorum"
     assert read["rounds"][1]["missing"] == {"a": "silent"}

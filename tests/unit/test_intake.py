@@ -29,7 +29,7 @@ def model():
 def encoded(parameters=None, codec=None, shard_bytes=4096):
     parameters = model() if parameters is None else parameters
     spec = Spec.of(parameters)
-    payload = encode(parameters, spec, digest(parameters, spec), codec or Safetensors(), shard_bytes)
+    payload = encode(parameters, spec, codec or Safetensors(), shard_bytes)
     return payload.manifest, b"".join(bytes(memoryview(part)) for part in payload.body), spec
 
 
@@ -193,7 +193,7 @@ class TestByReference:
     def test_the_tensors_themselves_arrive(self):
         parameters = model()
         spec = Spec.of(parameters)
-        payload = encode(parameters, spec, "", None, 4096)
+        payload = encode(parameters, spec, None, 4096)
         assert (payload.manifest.codec, payload.manifest.digest) == (REFERENCE, "")
         assert receive(payload.manifest, payload.body, spec, None)["w"] is parameters["w"]
 

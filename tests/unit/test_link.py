@@ -64,7 +64,7 @@ class Hurried(FakeClock):
 
 def assigned(task=TASK, body=None, model=MODEL):
     spec = Spec.of(model)
-    payload = encode(model, spec, digest(model), Safetensors(), 4096)
+    payload = encode(model, spec, Safetensors(), 4096)
     return Reply(Assigned(task, payload.manifest), payload.body if body is None else body)
 
 
@@ -311,7 +311,7 @@ class TestTasks:
         assert len(desk.got(Pull)) == 3
 
     def test_c1_a_model_in_a_codec_that_is_not_accepted(self, link_to):
-        payload = encode(MODEL, SPEC, DIGEST, Torch(), 4096)
+        payload = encode(MODEL, SPEC, Torch(), 4096)
         desk = Desk(Pull=[Reply(Assigned(TASK, payload.manifest), payload.body)])
         with pytest.raises(CodecRefused, match="'torch'"):
             link_to(desk).next_task()

@@ -3,7 +3,7 @@
 import pytest
 
 from fedcore.errors import ConfigError, Fenced, NotRegistered, RunChanged
-from fedcore.messages import Beat, ClientStatus, Session, Status
+from fedcore.messages import Beat, ClientStatus, Session, Status, Traffic
 from fedcore.roster import Roster
 
 
@@ -130,7 +130,7 @@ def test_who_has_not_heard_the_end(roster):
 def test_the_description_is_sorted_and_complete(roster):
     join(roster, "b", now=1.0), join(roster, "a", now=2.0)
     roster.members["a"].note(beat(step=3, total=4, number=5))
-    assert roster.describe(12.0, {"b": (6, 7)}) == (
-        ClientStatus("a", Status.TRAINING, 5, 3, 4, 10.0, 0, 0),
-        ClientStatus("b", Status.IDLE, 0, 0, 0, 11.0, 6, 7),
+    assert roster.describe(12.0, {"b": Traffic(6, 7, 8, 9)}) == (
+        ClientStatus("a", Status.TRAINING, 5, 3, 4, 10.0),
+        ClientStatus("b", Status.IDLE, 0, 0, 0, 11.0, Traffic(6, 7, 8, 9)),
     )

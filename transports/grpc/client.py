@@ -69,7 +69,7 @@ class GrpcConnection(Connection):
         raise ProtocolError(f"no such request: {type(message).__name__}")
 
     def _pull(self, pull: Pull, timeout: float | None) -> Reply:
-        request = pb.GetGlobalModelRequest(session=wire.pack_session(pull.session), wait_seconds=pull.wait)
+        request = pb.GetGlobalModelRequest(session=wire.pack_session(pull.session), wait_seconds=pull.wait, holds=pull.holds)
         patience = pull.wait + _PULL_MARGIN if timeout is None else timeout
         data = self._unary(self._models, "GetGlobalModel", request.SerializeToString(), patience)
         response, body = without_body(pb.GetGlobalModelResponse, data)

@@ -162,7 +162,7 @@ class Service:
 
     async def _pull(self, data: bytes, context: Any) -> bytes:
         request = parse(pb.GetGlobalModelRequest, data)
-        reply = await self._ask(context, Pull(wire.unpack_session(request.session), request.wait_seconds))
+        reply = await self._ask(context, Pull(wire.unpack_session(request.session), request.wait_seconds, request.holds))
         if not isinstance(reply.message, Assigned):
             return wire.pack_pulled(reply.message, stream=False).SerializeToString()  # type: ignore[arg-type]
         manifest = reply.message.manifest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from fedcore.errors import DecodeError, ProtocolError
@@ -27,6 +28,7 @@ from fedcore.messages import (
     Submitted,
     Task,
     TensorInfo,
+    Traffic,
     Value,
     Wait,
 )
@@ -110,13 +112,13 @@ def _unpack_info(message: pb.TensorInfo) -> TensorInfo:
 def _pack_manifest(manifest: Manifest) -> pb.Manifest:
     return pb.Manifest(
         codec=manifest.codec, shard_bytes=manifest.shard_bytes, frames=manifest.frames, digest=manifest.digest,
-        tensors=map(_pack_info, manifest.tensors),
+        tensors=map(_pack_info, manifest.tensors), base=manifest.base,
     )  # fmt: skip
 
 
 def _unpack_manifest(message: pb.Manifest) -> Manifest:
     tensors = tuple(map(_unpack_info, message.tensors))
-    return Manifest(message.codec, message.shard_bytes, tuple(message.frames), message.digest, tensors)
+    return Manifest(message.codec, message.shard_bytes, tuple(message.frames), message.digest, tensors, message.base)
 
 
 # --- registration ---
@@ -144,13 +146,15 @@ def pack_registered(registered: Registered) -> pb.RegisterClientResponse:
         message=f"Client {registered.session.client_id!r} registered successfully.",
         session=pack_session(registered.session), codec=registered.codec,
         heartbeat_interval=registered.heartbeat_interval, heartbeat_timeout=registered.heartbeat_timeout,
+        delta_codec=registered.delta_codec,
     )  # fmt: skip
 
 
 def unpack_registered(message: pb.RegisterClientResponse) -> Registered:
     """Protobuf to Registered."""
     return Registered(
-        unpack_session(message.session), message.codec, message.heartbeat_interval, message.heartbeat_timeout
+        unpack_session(message.session), message.codec, message.heartbeat_interval, message.heartbeat_timeout,
+        message.delta_codec,
     )
 
 
@@ -270,7 +274,7 @@ def pack_status(status: ServerStatus) -> pb.GetServerStatusResponse:
         run_id=status.run_id, phase=status.phase, round=status.round, committed=status.committed,
         num_rounds=status.num_rounds, accepted=status.accepted, target=status.target, codec=status.codec,
         elapsed_seconds=status.elapsed, clients=map(_pack_client, status.clients), metrics=status.metrics,
-        bytes_sent=status.bytes_sent, bytes_received=status.bytes_received, encodings=status.encodings,
+        encodings=status.encodings, **asdict(status.traffic),
     )  # fmt: skip
 
 
@@ -278,7 +282,7 @@ def _pack_client(client: ClientStatus) -> pb.ClientStatus:
     return pb.ClientStatus(
         client_id=client.client_id, status=client.status.name, current_round=client.round,
         current_step=client.step, total_steps=client.total, silent_seconds=client.silent,
-        bytes_sent=client.bytes_sent, bytes_received=client.bytes_received,
+        **asdict(client.traffic),
     )  # fmt: skip
 
 
@@ -287,12 +291,18 @@ def unpack_status(message: pb.GetServerStatusResponse) -> ServerStatus:
     return ServerStatus(
         message.run_id, message.phase, message.round, message.committed, message.num_rounds, message.accepted,
         message.target, message.codec, message.elapsed_seconds, tuple(map(_unpack_client, message.clients)),
-        dict(message.metrics), message.bytes_sent, message.bytes_received, message.encodings,
+        dict(message.metrics), _unpack_traffic(message), message.encodings,
     )  # fmt: skip
 
 
 def _unpack_client(message: pb.ClientStatus) -> ClientStatus:
     return ClientStatus(
         message.client_id, _enum(pb.ClientState, message.status, Status), message.current_round, message.current_step,
-        message.total_steps, message.silent_seconds, message.bytes_sent, message.bytes_received,
+        message.total_steps, message.silent_seconds, _unpack_traffic(message),
     )  # fmt: skip
+
+
+def _unpack_traffic(message: pb.ClientStatus | pb.GetServerStatusResponse) -> Traffic:
+    return Traffic(
+        message.bytes_sent, message.bytes_received, message.tensor_bytes_sent, message.tensor_bytes_received
+    )

@@ -11,7 +11,7 @@ from rich.console import Console as Rich
 from fedcore import FedAvg, ServerConfig
 from fedcore import events as ev
 from fedcore.data.digits import DigitsClient, DigitsModel, load_digits
-from fedcore.messages import Kind, Outcome, Status
+from fedcore.messages import Kind, Outcome, Status, Traffic
 from fedcore.observers.board import Board
 from fedcore.observers.console import Console
 from fedcore.observers.panel import panel
@@ -37,7 +37,7 @@ def opened(number, at=101.0):
 
 
 def committed(number, at=102.0, **facts):
-    facts = {"accepted": ("a", "b"), "seconds": 0.308, "bytes_sent": 600_000, "bytes_received": 600_000} | facts
+    facts = {"accepted": ("a", "b"), "seconds": 0.308, "traffic": {"a": Traffic(600_000, 600_000)}} | facts
     return ev.RoundCommitted(at=at, round=number, digest="d", missing={}, **facts)
 
 

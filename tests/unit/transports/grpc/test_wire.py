@@ -24,6 +24,7 @@ from fedcore.messages import (
     Submitted,
     Task,
     TensorInfo,
+    Traffic,
     Wait,
 )
 from fedcore.protos import fedcore_pb2 as pb
@@ -33,13 +34,13 @@ BIG = (1 << 40) + 5
 SESSION = Session("run", "client", "token")
 MATRIX = ("bfloat16", (3, BIG))
 TENSORS = (TensorInfo("w", *MATRIX), TensorInfo("s", "float8_e4m3fn", ()), TensorInfo("t", *MATRIX, "w"))
-MANIFEST = Manifest("safetensors+lz4", 1 << 30, (0, BIG), "d" * 64, TENSORS)
-CLIENT = ClientStatus("c", Status.TRAINING, BIG, BIG + 1, BIG + 2, 0.25, BIG, BIG)
-STATUS = ServerStatus("r", "waiting", 1, 2, 3, 4, 5, "c", 0.5, (CLIENT,), {"loss": 0.1}, BIG, BIG, 6)
+MANIFEST = Manifest("safetensors+lz4", 1 << 30, (0, BIG), "d" * 64, TENSORS, "b" * 64)
+CLIENT = ClientStatus("c", Status.TRAINING, BIG, BIG + 1, BIG + 2, 0.25, Traffic(BIG, BIG + 1, BIG + 2, BIG + 3))
+STATUS = ServerStatus("r", "waiting", 1, 2, 3, 4, 5, "c", 0.5, (CLIENT,), {"loss": 0.1}, Traffic(BIG, 1, 2, 3), 6)
 
 EVERY = [
     (Register("c", "torch", ("b", "a"), True, 7), wire.pack_register, wire.unpack_register),
-    (Registered(SESSION, "msgpack", 0.5, 30.25), wire.pack_registered, wire.unpack_registered),
+    (Registered(SESSION, "msgpack", 0.5, 30.25, "delta+zstd"), wire.pack_registered, wire.unpack_registered),
     (Submit(SESSION, "t", BIG, "a", "b", -BIG, MANIFEST, {"x": 1}), wire.pack_submit, wire.unpack_submit),
     (Submitted(Outcome.DUPLICATE, "DUPLICATE", "m", BIG, Directive.STOP), wire.pack_submitted, wire.unpack_submitted),
     (Beat(SESSION, Status.ERROR, BIG, BIG + 1, BIG + 2, "t", "why"), wire.pack_beat, wire.unpack_beat),
