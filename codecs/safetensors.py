@@ -24,6 +24,7 @@ import math
 import os
 import secrets
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from torch import Tensor
 from fedcore.codec import Codec, Frame, Landing
 from fedcore.errors import DecodeError, SchemaMismatch
 from fedcore.messages import TensorInfo
-from fedcore.parameters import Parameters, Spec, check_bools, dtype_name, expect, itemsize, land, raw_bytes
+from fedcore.parameters import Parameters, Spec, check_bools, dtype_name, expect, itemsize, land, raw_bytes, regions
 from fedcore.transport import Buffer
 
 __all__ = ["Safetensors", "load", "save"]
@@ -63,8 +64,8 @@ class Safetensors(Codec):
         Raises:
             SchemaMismatch: a tensor is called ``__metadata__``.
         """
-        infos = [TensorInfo(name, dtype_name(t.dtype, repr(name)), tuple(t.shape)) for name, t in shard.items()]
-        return [_header(infos), *map(raw_bytes, shard.values())]
+        infos = tuple(TensorInfo(name, dtype_name(t.dtype, name), tuple(t.shape)) for name, t in shard.items())
+        return [_frame_header(infos), *regions(shard.values())]
 
     def decode(
         self,
@@ -84,16 +85,17 @@ class Safetensors(Codec):
         """Return the tensors' own memory behind room for the header; None if it is not all of one piece."""
         if not all(tensor.is_cpu and tensor.is_contiguous() for tensor in into.values()):
             return None
-        expected = _header(spec.entries)
+        expected = _frame_header(spec.entries)
         header = memoryview(bytearray(len(expected)))
 
         def finish() -> None:
             if header != expected:
                 raise DecodeError("the header is not that of the shard", reason="SCHEMA_MISMATCH")
             for info in spec.entries:
-                check_bools(info, raw_bytes(into[info.name]))
+                if info.dtype == "bool":
+                    check_bools(info, raw_bytes(into[info.name]))
 
-        return Landing([header, *(raw_bytes(into[info.name]) for info in spec.entries)], finish)
+        return Landing([header, *regions(into[info.name] for info in spec.entries)], finish)
 
 
 def save(path: str | os.PathLike[str], parameters: Mapping[str, Tensor]) -> None:
@@ -136,6 +138,11 @@ def load(path: str | os.PathLike[str]) -> Parameters:
     except SchemaMismatch as error:
         raise DecodeError(str(error), reason=error.reason) from error
     return spec.tie(_landed(found, spec, None))
+
+
+@lru_cache(maxsize=1024)
+def _frame_header(infos: tuple[TensorInfo, ...]) -> bytes:
+    return _header(infos)
 
 
 def _header(infos: Iterable[TensorInfo], metadata: Mapping[str, str] | None = None) -> bytes:

@@ -58,7 +58,7 @@ def encode(
     return Payload(manifest, [part for frame in frames for part in buffers(frame)], Base(name, spec, received))
 
 
-def _decoded(frames: list[Frame], cut: list[Shard], spec: Spec, codec: Codec, base: Base | None) -> Parameters:
+def _decoded(frames: list[Frame], cut: tuple[Shard, ...], spec: Spec, codec: Codec, base: Base | None) -> Parameters:
     blank = spec.blank()
     for frame, shard in zip(frames, cut, strict=True):
         codec.decode(joined(buffers(frame)), shard.spec, base=_taken(shard, base), into=shard.take(blank))

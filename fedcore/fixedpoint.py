@@ -107,12 +107,16 @@ class FixedPointSum:
         out = torch.empty(self.shape, dtype=self.dtype) if into is None else into
         self._begin()
         flat = out.view(-1)
+        room = flat.numpy() if self.dtype in (torch.float32, torch.float64) else None
         for start in range(0, flat.numel(), _BLOCK):
             block = slice(start, start + _BLOCK)
             exact = self._total(block)
             exact /= weight
             exact *= math.ldexp(1.0, -self.shift)
-            flat[block] = _rounded(torch.from_numpy(exact), self.dtype)
+            if room is None:
+                flat[block] = _rounded(torch.from_numpy(exact), self.dtype)
+            else:
+                room[block] = exact
         return out
 
     def parts(self) -> dict[str, Tensor]:

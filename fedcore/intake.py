@@ -72,7 +72,7 @@ def _land(
     landing.finish()
 
 
-def plan(manifest: Manifest, spec: Spec) -> list[Shard]:
+def plan(manifest: Manifest, spec: Spec) -> tuple[Shard, ...]:
     """Return the shards a body must consist of.
 
     Raises:

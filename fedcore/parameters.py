@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -43,7 +43,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
-_MAX_DIMS, _MAX_NAME, _ALIGN = 16, 1024, 64
+_MAX_DIMS, _MAX_NAME = 16, 1024
 
 
 def dtype_name(dtype: torch.dtype, what: str) -> str:
@@ -136,6 +136,11 @@ class Spec:
         return tuple(info for info in self.infos if not info.alias_of)
 
     @cached_property
+    def text(self) -> bytes:
+        """What a digest covers beside the tensors' bytes."""
+        return repr([(info.name, info.dtype, info.shape, info.alias_of) for info in self.infos]).encode()
+
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of all tensors that travel."""
         return sum(nbytes(info) for info in self.entries)
@@ -180,14 +185,18 @@ class Spec:
         return {info.name: parameters[info.alias_of or info.name] for info in self.infos}
 
     def blank(self, lend: Lender = borrow) -> Parameters:
-        """Return a payload of this shape in one buffer that ``lend`` gives; the contents are arbitrary."""
+        """Return a payload of this shape in one buffer that ``lend`` gives; the contents are arbitrary.
+
+        Tensors lie side by side, as they do in a frame, so that many are copied and hashed as one.
+        """
         offsets, total = [], 0
         for info in self.entries:
+            total += -total % itemsize(info.dtype)
             offsets.append(total)
-            total += -(-nbytes(info) // _ALIGN) * _ALIGN
-        memory = torch.from_numpy(lend(total))
+            total += nbytes(info)
+        memory = torch.from_numpy(lend(total)).untyped_storage()
         pieces = zip(self.entries, offsets, strict=True)
-        return self.tie({i.name: _shaped(memory[at : at + nbytes(i)], i) for i, at in pieces})
+        return self.tie({info.name: _laid(memory, at, info) for info, at in pieces})
 
     def copy(self, parameters: Mapping[str, Tensor]) -> Parameters:
         """Check ``parameters`` and return a copy on the CPU that shares no memory with it, in this order.
@@ -238,21 +247,45 @@ def extent(tensor: Tensor) -> float:
 def digest(parameters: Mapping[str, Tensor], spec: Spec | None = None) -> str:
     """Return the BLAKE3 digest of a payload, in hexadecimal.
 
-    It covers name, dtype, shape and little-endian bytes of each tensor in the order of the Spec, and for an alias the
-    name it is tied to. It never covers a frame, so it is one and the same for every codec and transport.
+    It covers name, dtype and shape of each tensor in the order of the Spec, for an alias the name it is tied to, and then
+    the little-endian bytes of those that travel, in that order. It never covers a frame, so it is one and the same for
+    every codec and transport.
     """
-    hasher = blake3()
-    for info in (spec or Spec.of(parameters)).infos:
-        hasher.update(repr((info.name, info.dtype, info.shape, info.alias_of)).encode())
-        if not info.alias_of:
-            hasher.update(raw_bytes(parameters[info.name]))
+    described = spec or Spec.of(parameters)
+    hasher = blake3(described.text)
+    for region in regions(parameters[info.name] for info in described.entries):
+        hasher.update(region)
     return hasher.hexdigest()
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """Return the bytes of ``tensor`` as a flat view of its own memory (of a copy if it is not contiguous on the CPU)."""
-    plain = tensor.detach().cpu().contiguous()
-    return plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else memoryview(b"")
+    return next(iter(regions([tensor])), memoryview(b""))
+
+
+def regions(tensors: Iterable[Tensor]) -> list[memoryview]:
+    """Return the bytes of tensors, one after the other, as flat views of their own memory: one for all that lie side by side.
+
+    Tensors that are not contiguous on the CPU are copied; those without elements have no bytes.
+    """
+    views, storage, begin, end = [], None, 0, 0
+    for tensor in tensors:
+        if not tensor.nbytes:
+            continue
+        plain = tensor if tensor.is_cpu and tensor.is_contiguous() else tensor.detach().cpu().contiguous()
+        memory, at = plain.untyped_storage(), plain.data_ptr()
+        if storage is None or at != end or memory.data_ptr() != storage.data_ptr():
+            if storage is not None:
+                views.append(_view(storage, begin, end))
+            storage, begin = memory, at
+        end = at + plain.nbytes
+    return views if storage is None else [*views, _view(storage, begin, end)]
+
+
+def _view(storage: torch.UntypedStorage, begin: int, end: int) -> memoryview:
+    start = begin - storage.data_ptr()
+    flat = torch.empty(0, dtype=torch.uint8).set_(storage, start, (end - begin,), (1,))  # type: ignore[call-overload]
+    return flat.numpy().data
 
 
 def contiguous(parameters: Mapping[str, Tensor]) -> Parameters:
@@ -325,10 +358,12 @@ def nbytes(info: TensorInfo) -> int:
     return math.prod(info.shape) * itemsize(info.dtype)
 
 
-def _shaped(memory: Tensor, info: TensorInfo) -> Tensor:
-    if not memory.numel():
+def _laid(memory: torch.UntypedStorage, at: int, info: TensorInfo) -> Tensor:
+    if not nbytes(info):
         return torch.empty(info.shape, dtype=DTYPES[info.dtype])
-    return memory.view(DTYPES[info.dtype]).view(info.shape)
+    made = torch.empty(0, dtype=DTYPES[info.dtype])
+    made.set_(memory, at // itemsize(info.dtype), info.shape)  # type: ignore[call-overload]
+    return made
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -34,7 +35,8 @@ class Shard:
         }
 
 
-def shards(spec: Spec, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
+@lru_cache(maxsize=16)
+def shards(spec: Spec, shard_bytes: int = SHARD_BYTES) -> tuple[Shard, ...]:
     """Cut a payload into shards of at most ``shard_bytes``; both ends compute the same cut.
 
     A payload without tensors has one empty shard, so that every payload has a frame.
@@ -54,7 +56,7 @@ def shards(spec: Spec, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
         else:
             run.append(info)
             size += length
-    return [*cut, _whole(run)] if run or not cut else cut
+    return (*cut, _whole(run)) if run or not cut else tuple(cut)
 
 
 def _whole(run: list[TensorInfo]) -> Shard:
