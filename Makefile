@@ -17,8 +17,11 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 CODEGEN := .venv-codegen
 CODEGEN_READY := $(CODEGEN)/.ready
 
+PEERS := .venv-peers
+PEERS_READY := $(PEERS)/.ready
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types protos bench clean
+.PHONY: help demo test test-all lint types protos bench bench-peers clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -52,8 +55,12 @@ protos: $(CODEGEN_READY) ## make the Python code from protos/fedcore.proto again
 		--python_out=$(CODEGEN)/out --pyi_out=$(CODEGEN)/out --grpc_python_out=$(CODEGEN)/out protos/fedcore.proto
 	mv $(CODEGEN)/out/fedcore/protos/fedcore_pb2* protos/
 
-bench: $(READY) ## run the benchmarks
-	@for file in $(wildcard benchmarks/*.py); do echo "$$file" && $(BIN)/python "$$file" || exit 1; done
+bench: $(READY) ## run the benchmarks, in under ten minutes, and write benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/suite.py $(ARGS)
+
+# Flower asks for other versions of what fedcore uses, too: it has an environment of its own.
+bench-peers: $(READY) $(PEERS_READY) ## measure Flower beside fedcore; `make bench` shows it from then on
+	$(BIN)/python benchmarks/peers.py $(ARGS)
 
 clean: ## remove the environments, caches and builds; what runs left in runs/ stays
 	rm -rf $(VENV) $(CODEGEN) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -69,4 +76,10 @@ $(READY): pyproject.toml constraints.txt
 $(CODEGEN_READY): Makefile
 	$(PYTHON) -m venv $(CODEGEN)
 	$(CODEGEN)/bin/python -m pip --disable-pip-version-check --quiet install 'grpcio-tools==1.74.0' 'setuptools<81'
+	@touch $@
+
+$(PEERS_READY): Makefile constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install 'flwr==1.41.0' "$(TORCH)"
 	@touch $@

@@ -1,7 +1,8 @@
 """The floor: the same bytes through bare gRPC streams, with no framework around them.
 
 1 MiB chunks, identity serialisers, default allocator, resident buffers, a running float32 sum, no checks. Used by rounds.py;
-runs alone as: floor.py server|client ADDRESS-FILE MEGABYTES CLIENTS ROUNDS. The server prints the seconds of each round.
+runs alone as: floor.py server ADDRESS-FILE MEGABYTES CLIENTS ROUNDS, and once a client, floor.py client ADDRESS MEGABYTES
+CLIENTS ROUNDS. The server prints the seconds of each round but the first.
 """
 
 import json

@@ -1,46 +1,30 @@
 """Time and memory of a round over real gRPC between real processes, beside the floor of bare streams in the same run.
 
-benchmarks/rounds.py [--megabytes N] [--clients K] [--rounds R] [--codec NAME] [--no-floor]
+benchmarks/rounds.py [--megabytes N] [--clients K] [--rounds R] [--codec NAME] [--uploads-at-once U] [--no-floor]
 
 Clients add a constant, so a round is transfer, checks, the exact sum, and waiting. A round is timed on the server, from commit
-to commit; the first is a warm-up. Memory is the peak of RssAnon + RssShmem over that of the idle process, as a multiple of the
-model. One JSON line.
+to commit; the first is a warm-up. The floor runs before and after, never at the same time. Memory is the peak of RssAnon +
+RssShmem over that of the idle process, which has imported everything and holds no model; RssFile is stated apart. One line.
 """
 
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+from memory import Watch, occupied
+
 HERE = Path(__file__).resolve()
 FLOOR = HERE.with_name("floor.py")
-
-
-class Memory:
-    """Watches what this process occupies, in bytes."""
-
-    def __init__(self):
-        self.idle, self.peak, self.done = self.now(), 0, threading.Event()
-        threading.Thread(target=self.watch, daemon=True).start()
-
-    @staticmethod
-    def now():
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("RssAnon", "RssShmem")))
-
-    def watch(self):
-        while not self.done.wait(0.005):
-            self.peak = max(self.peak, self.now())
-
-    def over_idle(self):
-        return max(self.peak, self.now()) - self.idle
 
 
 def model_of(megabytes):
@@ -49,34 +33,51 @@ def model_of(megabytes):
     return {f"layer.{i}.weight": torch.ones(megabytes * 2_500) for i in range(100)}
 
 
-def server(address_file, megabytes, clients, rounds, codec):
+def idle():
+    """Return what the process occupies before there is a model; fedcore's names are imported when first used, so use them."""
     import fedcore
-    from fedcore.events import RoundCommitted
+    from fedcore import registry
 
-    memory, times, began = Memory(), [], [time.perf_counter()]
+    registry.transport("grpc")
+    assert fedcore.Server
+    assert fedcore.FedAvg
+    return occupied()
+
+
+def server(address_file, megabytes, clients, rounds, codec, at_once):
+    import dataclasses
+
+    import fedcore
+    from fedcore.events import RoundCommitted, RunFinished
+
+    before, times, over = idle(), [], threading.Event()
 
     def note(event):
         if isinstance(event, RoundCommitted):
             times.append(event.at)
+        elif isinstance(event, RunFinished):
+            over.set()
 
-    initial = model_of(megabytes)
-    strategy = fedcore.FedAvg(initial, min_fit_clients=clients, clients_per_round=clients)
-    del initial
-    config = fedcore.ServerConfig(num_rounds=rounds, heartbeat_timeout=600.0)
+    settings = {}
+    if at_once:
+        fields = {field.name for field in dataclasses.fields(fedcore.ServerConfig)}
+        settings = {next(name for name in ("uploads_at_once", "uploads") if name in fields): at_once}
+    strategy = fedcore.FedAvg(model_of(megabytes), min_fit_clients=clients, clients_per_round=clients)
+    config = fedcore.ServerConfig(num_rounds=rounds, heartbeat_timeout=600.0, **settings)
     with fedcore.Server("127.0.0.1:0", config=config, strategy=strategy, codec=codec, observers=[note]) as running:
-        strategy.initial_parameters = None
+        strategy.initial_parameters = None  # or the first model would stay beside the newest
         Path(address_file).write_text(running.address)
-        running._done.wait()
-        status = running.status()
-    assert len(times) == rounds, f"the run ended after {len(times)} rounds, {time.perf_counter() - began[0]:.1f} s"
+        over.wait()
+        encodings = running.status().encodings
+    assert len(times) == rounds, f"the run ended after {len(times)} rounds"
     gaps = [later - earlier for earlier, later in pairwise(times)]
-    print(json.dumps({"times": gaps, "memory": memory.over_idle(), "encodings": status.encodings}))
+    print(json.dumps({"times": gaps, "idle": before, "encodings": encodings}))
 
 
 def client(address, megabytes, name):
     import fedcore
 
-    memory = Memory()
+    before = idle()
 
     class Adds(fedcore.Client):
         def get_parameters(self):
@@ -88,36 +89,26 @@ def client(address, megabytes, name):
             return parameters, 1
 
     fedcore.start_client(address, Adds(), name)
-    print(json.dumps({"memory": memory.over_idle()}))
+    print(json.dumps({"idle": before}))
 
 
-def launch(*arguments):
-    return subprocess.Popen([sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+@contextmanager
+def processes():
+    """Yield a function that launches Python programs, and the list of them; none outlives the block."""
+    launched = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what follows runs then, too
 
+    def launch(*arguments):
+        command = [sys.executable, *map(str, arguments)]
+        launched.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        return launched[-1]
 
-def fedcore_rounds(options):
-    with tempfile.TemporaryDirectory() as folder:
-        address = Path(folder, "address")
-        size = options.megabytes
-        first = launch(HERE, "server", address, size, options.clients, options.rounds + 1, options.codec)
-        wait_for(address, first)
-        others = [launch(HERE, "client", address.read_text(), size, f"client-{i}") for i in range(options.clients)]
-        result = json.loads(first.communicate()[0])
-        clients = [json.loads(other.communicate()[0]) for other in others]
-    return result, max(c["memory"] for c in clients)
-
-
-def floor_rounds(options):
-    with tempfile.TemporaryDirectory() as folder:
-        address = Path(folder, "address")
-        numbers = (options.megabytes, options.clients, options.rounds + 1)
-        first = launch(FLOOR, "server", address, *numbers)
-        wait_for(address, first)
-        others = [launch(FLOOR, "client", address.read_text(), *numbers) for _ in range(options.clients)]
-        times = json.loads(first.communicate()[0])
-        for other in others:
-            other.communicate()
-    return times
+    try:
+        yield launch, launched
+    finally:
+        for process in launched:
+            process.kill()
+            process.wait()
 
 
 def wait_for(path, process):
@@ -126,36 +117,88 @@ def wait_for(path, process):
         time.sleep(0.01)
 
 
+def answer(process, needed=()):
+    """Return what a process prints at its end, unless one that it needs fails before."""
+    while process.poll() is None:
+        assert all(other.poll() in (None, 0) for other in needed), "a client failed"
+        time.sleep(0.05)
+    text = process.communicate()[0]
+    assert process.returncode == 0, f"a process ended with status {process.returncode}"
+    return json.loads(text) if text else None
+
+
+def fedcore_rounds(options):
+    size = options.megabytes
+    with tempfile.TemporaryDirectory() as folder, processes() as (launch, launched):
+        address = Path(folder, "address")
+        with Watch(lambda: [process.pid for process in launched]) as watch:
+            numbers = (size, options.clients, options.rounds + 1)
+            first = launch(HERE, "server", address, *numbers, options.codec, options.uploads_at_once)
+            wait_for(address, first)
+            others = [launch(HERE, "client", address.read_text(), size, f"client-{i}") for i in range(options.clients)]
+            result = answer(first, others)
+            clients = [answer(other) for other in others]
+    result["memory"] = watch.held[first.pid] - result["idle"]["held"]
+    result["mapped"] = max(0, watch.mapped[first.pid] - result["idle"]["mapped"])
+    result["client_memory"] = max(watch.held[o.pid] - c["idle"]["held"] for o, c in zip(others, clients, strict=True))
+    result["all"] = watch.all
+    return result
+
+
+def floor_rounds(options):
+    numbers = (options.megabytes, options.clients, options.rounds + 1)
+    with tempfile.TemporaryDirectory() as folder, processes() as (launch, _):
+        address = Path(folder, "address")
+        first = launch(FLOOR, "server", address, *numbers)
+        wait_for(address, first)
+        others = [launch(FLOOR, "client", address.read_text(), *numbers) for _ in range(options.clients)]
+        times = answer(first, others)
+        for other in others:
+            answer(other)
+    return times
+
+
+def rounded(value):
+    return float(f"{value:.4g}")
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=100)
     parser.add_argument("--clients", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, help="default: 50 below 50 MB, 7 below 500 MB, else 5")
     parser.add_argument("--codec", default="safetensors")
+    parser.add_argument("--uploads-at-once", type=int, default=0, help="default: that of ServerConfig")
     parser.add_argument("--no-floor", action="store_true")
     options = parser.parse_args()
+    options.rounds = options.rounds or (50 if options.megabytes < 50 else 7 if options.megabytes < 500 else 5)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     before = [] if options.no_floor else floor_rounds(options)
-    result, client_memory = fedcore_rounds(options)
-    floor = before + ([] if options.no_floor else floor_rounds(options))
+    result = fedcore_rounds(options)
+    after = [] if options.no_floor else floor_rounds(options)
     model = options.megabytes * 1_000_000
     line = {
         "benchmark": "rounds", "megabytes": options.megabytes, "clients": options.clients, "codec": options.codec,
-        "seconds": round(statistics.median(result["times"]), 4),
-        "min_max": [round(min(result["times"]), 4), round(max(result["times"]), 4)],
-        "server_memory_models": round(result["memory"] / model, 2),
-        "client_memory_models": round(client_memory / model, 2),
-        "encodings_per_round": round(result["encodings"] / (options.rounds + 1), 2),
+        "rounds": options.rounds, "seconds": rounded(statistics.median(result["times"])),
+        "min_max": [rounded(min(result["times"])), rounded(max(result["times"]))],
+        "server_memory_models": rounded(result["memory"] / model), "server_memory_bytes": result["memory"],
+        "server_mapped_models": rounded(result["mapped"] / model),
+        "client_memory_models": rounded(result["client_memory"] / model), "client_memory_bytes": result["client_memory"],
+        "all_GB": rounded(result["all"] / 1e9),
+        "encodings_per_round": rounded(result["encodings"] / (options.rounds + 1)),
     }  # fmt: skip
-    if floor:
-        line["floor_seconds"] = round(statistics.median(floor), 4)
+    if options.uploads_at_once:
+        line["uploads_at_once"] = options.uploads_at_once
+    if before:
+        line["floor_seconds"] = rounded(statistics.median(before + after))
+        line["floor_before_after"] = [rounded(statistics.median(before)), rounded(statistics.median(after))]
         line["ratio"] = round(line["seconds"] / line["floor_seconds"], 2)
     print(json.dumps(line))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["server"]:
-        server(sys.argv[2], *map(int, sys.argv[3:6]), sys.argv[6])
+        server(sys.argv[2], *map(int, sys.argv[3:6]), sys.argv[6], int(sys.argv[7]))
     elif sys.argv[1:2] == ["client"]:
         client(sys.argv[2], int(sys.argv[3]), sys.argv[4])
     else:

@@ -297,12 +297,13 @@ class Coordinator:
         if self.committed >= self.num_rounds and self.phase is Phase.WAITING and not self.evaluation:
             self.finish("", now)
 
-    def next_deadline(self) -> float | None:
+    def next_deadline(self, now: float) -> float | None:
         """Return when :meth:`tick` or :meth:`candidates` may next have something to do if nothing else happens."""
         due = [self.roster.next_expiry()]
         due += [r.closes_at for r in (self.first_model, self.evaluation, self.fit) if r and r.open]
         if self.phase is Phase.WAITING and self.roster.quorum_since is not None and self.digest:
-            due.append(self.roster.quorum_since + self.policy.start_wait)
+            opens = self.roster.quorum_since + self.policy.start_wait
+            due.append(opens if opens > now else None)  # later there are candidates already
         return min((when for when in due if when is not None), default=None)
 
     # --- inside ---

@@ -142,7 +142,7 @@ class Hub:
     def next_deadline(self) -> float | None:
         """Return when the machine or a parked request must be looked at again; called in a turn."""
         due = [parked.until for parked in self._parked.values()]
-        mine = self.coordinator.next_deadline()
+        mine = self.coordinator.next_deadline(self.clock.now())
         return min(due if mine is None else [*due, mine], default=None)
 
     def wake(self) -> None:

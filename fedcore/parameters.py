@@ -284,7 +284,7 @@ def regions(tensors: Iterable[Tensor]) -> list[memoryview]:
 
 def _view(storage: torch.UntypedStorage, begin: int, end: int) -> memoryview:
     start = begin - storage.data_ptr()
-    flat = torch.empty(0, dtype=torch.uint8).set_(storage, start, (end - begin,), (1,))  # type: ignore[call-overload]
+    flat = torch.empty(0, dtype=torch.uint8).set_(storage, start, (end - begin,), (1,))
     return flat.numpy().data
 
 
