@@ -25,9 +25,10 @@ from torch import Tensor
 
 from fedcore.codec import Codec, Frame
 from fedcore.messages import TensorInfo
-from fedcore.parameters import Parameters, Spec, dtype_name, expect, itemsize, land, nbytes, raw_bytes
+from fedcore.parameters import Parameters, Spec, dtype_name, expect, itemsize, land, nbytes
 from fedcore.tensorwise import FINGERPRINT, beneath, check_fingerprint, fingerprint
 from fedcore.transport import Buffer
+from fedcore.views import raw_bytes
 
 __all__ = ["Delta"]
 

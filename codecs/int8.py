@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fedcore.blockwise import Blockwise
-from fedcore.parameters import raw_bytes
 from fedcore.tensorwise import row
 from fedcore.transport import Buffer
+from fedcore.views import raw_bytes
 
 __all__ = ["Int8"]
 

@@ -19,8 +19,9 @@ from torch import Tensor
 from fedcore.codec import Codec, Frame
 from fedcore.errors import ConfigError, DecodeError
 from fedcore.messages import TensorInfo
-from fedcore.parameters import Parameters, Spec, dtype_name, expect, land, raw_bytes
+from fedcore.parameters import Parameters, Spec, dtype_name, expect, land
 from fedcore.transport import Buffer
+from fedcore.views import raw_bytes
 
 __all__ = ["Msgpack"]
 

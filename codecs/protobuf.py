@@ -23,9 +23,10 @@ from torch import Tensor
 from fedcore.codec import Codec, Frame
 from fedcore.errors import ConfigError, DecodeError, SchemaMismatch
 from fedcore.messages import TensorInfo
-from fedcore.parameters import Parameters, Spec, dtype_name, expect, itemsize, land, raw_bytes
+from fedcore.parameters import Parameters, Spec, dtype_name, expect, itemsize, land
 from fedcore.protos.fedcore_pb2 import ModelParameters
 from fedcore.transport import Buffer
+from fedcore.views import raw_bytes
 
 __all__ = ["Protobuf", "parameters_to_proto", "proto_to_parameters"]
 

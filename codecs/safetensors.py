@@ -34,8 +34,9 @@ from torch import Tensor
 from fedcore.codec import Codec, Frame, Landing
 from fedcore.errors import DecodeError, SchemaMismatch
 from fedcore.messages import TensorInfo
-from fedcore.parameters import Parameters, Spec, check_bools, dtype_name, expect, itemsize, land, raw_bytes, regions
+from fedcore.parameters import Parameters, Spec, check_bools, dtype_name, expect, itemsize, land
 from fedcore.transport import Buffer
+from fedcore.views import raw_bytes, regions
 
 __all__ = ["Safetensors", "load", "save"]
 

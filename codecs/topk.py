@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from fedcore.errors import ConfigError
-from fedcore.parameters import expect, extent, raw_bytes
+from fedcore.parameters import expect, extent
 from fedcore.tensorwise import Tensorwise, flat, numbers, row, smaller, working
 from fedcore.transport import Buffer
+from fedcore.views import raw_bytes
 
 __all__ = ["TopK"]
 

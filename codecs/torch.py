@@ -25,8 +25,9 @@ from torch.torch_version import TorchVersion
 from fedcore.codec import Codec, Frame
 from fedcore.errors import DecodeError, MissingDependency
 from fedcore.messages import TensorInfo
-from fedcore.parameters import Parameters, Spec, expect, land, raw_bytes
+from fedcore.parameters import Parameters, Spec, expect, land
 from fedcore.transport import Buffer
+from fedcore.views import raw_bytes
 
 __all__ = ["Torch"]
 

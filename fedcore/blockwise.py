@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedcore.errors import ConfigError
-from fedcore.parameters import expect, raw_bytes
+from fedcore.parameters import expect
 from fedcore.tensorwise import Tensorwise, row
 from fedcore.transport import Buffer
+from fedcore.views import raw_bytes
 
 _STATED = 4
 _TINY = torch.finfo(torch.float32).tiny  # some machines take smaller ones for zero

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from fedcore.codec import REFERENCE, Base, Codec, Frame, Held, buffers, frame_bytes, joined
 from fedcore.lane import Lane
 from fedcore.messages import Manifest
-from fedcore.parameters import Parameters, Spec, contiguous, digest
+from fedcore.parameters import Parameters, Spec, digest
 from fedcore.shards import Shard, shards
 from fedcore.transport import Buffer
+from fedcore.views import contiguous
 
 
 @dataclass(frozen=True)

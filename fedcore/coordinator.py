@@ -187,7 +187,7 @@ class Coordinator:
         self.events.append(
             ev.UpdateAccepted(
                 at=now, round=assignment.round, kind=assignment.kind, client_id=assignment.client_id,
-                num_examples=ticket.num_examples, accepted=len(collection.accepted), target=collection.policy.target,
+                num_examples=ticket.num_examples, accepted=collection.count, target=collection.policy.target,
             )
         )  # fmt: skip
         self._review(now)
@@ -322,8 +322,7 @@ class Coordinator:
         return [r for r in (self.fit, self.evaluation, self.first_model) if r] + list(self._past)
 
     def _find(self, task_id: str) -> tuple[Round, Assignment] | None:
-        hits = ((r, found) for r in self._rounds() if (found := r.find(task_id)))
-        return next(hits, None)
+        return next(((r, found) for r in self._rounds() if (found := r.find(task_id))), None)
 
     def _collection(self, assignment: Assignment) -> Round:
         return next(r for r in self._rounds() if r.assignments.get(assignment.client_id) is assignment)

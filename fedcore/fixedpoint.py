@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fedcore.errors import OutOfRange
 from fedcore.parameters import extent
+from fedcore.views import elements
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -106,15 +107,14 @@ class FixedPointSum:
         """Return the sum divided by ``weight``, rounded to the dtype of the terms; in ``into`` if that is given."""
         out = torch.empty(self.shape, dtype=self.dtype) if into is None else into
         self._begin()
-        flat = out.view(-1)
-        room = flat.numpy() if self.dtype in (torch.float32, torch.float64) else None
-        for start in range(0, flat.numel(), _BLOCK):
+        room = elements(out) if self.dtype in (torch.float32, torch.float64) else None
+        for start in range(0, self.size, _BLOCK):
             block = slice(start, start + _BLOCK)
             exact = self._total(block)
             exact /= weight
             exact *= math.ldexp(1.0, -self.shift)
             if room is None:
-                flat[block] = _rounded(torch.from_numpy(exact), self.dtype)
+                out.view(-1)[block] = _rounded(torch.from_numpy(exact), self.dtype)
             else:
                 room[block] = exact
         return out
@@ -176,14 +176,12 @@ class FixedPointSum:
 
 def _blocks(value: Tensor, scale: float) -> Iterator[tuple[slice, Floats]]:
     """Yield ``scale * value`` in float64, block by block; the memory of a block is used again for the next."""
-    flat = value.detach().cpu().reshape(-1)
-    room = np.empty(min(_BLOCK, flat.numel()))
-    for start in range(0, flat.numel(), _BLOCK):
+    flat = elements(value)
+    room = np.empty(min(_BLOCK, flat.size))
+    for start in range(0, flat.size, _BLOCK):
         piece = flat[start : start + _BLOCK]
-        if piece.dtype not in (torch.float32, torch.float64):  # numpy knows few of the others, and float32 holds them all
-            piece = piece.float()
-        term = room[: piece.numel()]
-        np.copyto(term, piece.numpy())
+        term = room[: piece.size]
+        np.copyto(term, piece)
         term *= scale
         yield slice(start, start + _BLOCK), term
 

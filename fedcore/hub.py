@@ -118,6 +118,8 @@ class Hub:
         self._parked: dict[str, Parked] = {}
         self._due: list[Callable[[], object]] = []
         self._seen = 0
+        self._agreed = self._agenda()
+        self._alarm: float | None = None
 
     # --- the machine ---
 
@@ -134,16 +136,27 @@ class Hub:
                 happened, self.coordinator.events = self.coordinator.events, []
                 if happened:
                     self._observing.submit(self._tell, happened)
-                if happened or changed:
+                if changed or self._agenda() != self._agreed:
+                    self._agreed = self._agenda()
                     self.condition.notify_all()
         for act in due:
             act()
 
-    def next_deadline(self) -> float | None:
-        """Return when the machine or a parked request must be looked at again; called in a turn."""
-        due = [parked.until for parked in self._parked.values()]
-        mine = self.coordinator.next_deadline(self.clock.now())
-        return min(due if mine is None else [*due, mine], default=None)
+    def _agenda(self) -> tuple[object, ...]:
+        """Return what must change before whoever waits on the condition has something new to look at.
+
+        Most turns change none of it, and with many clients waking somebody for each would be most of the work.
+        """
+        machine = self.coordinator
+        asking = machine.first_model is not None and machine.first_model.open
+        return machine.phase, machine.round, machine.changes, machine.roster.stirs, asking, machine.evaluation is None
+
+    def sleep(self, *until: float | None) -> None:
+        """Wait on the condition until something happens, the machine or a parked request is due, or a moment has come."""
+        now = self.clock.now()
+        due = [*until, self.coordinator.next_deadline(now), *(parked.until for parked in self._parked.values())]
+        self._alarm = min((when for when in due if when is not None), default=None)
+        self.clock.wait(self.condition, None if self._alarm is None else max(0.0, self._alarm - now))
 
     def wake(self) -> None:
         """Make whoever waits on the condition look again."""
@@ -261,7 +274,7 @@ class Hub:
             members = machine.roster.describe(now, {name: route.traffic for name, route in self._routes.items()})
             return ServerStatus(
                 run_id=machine.run_id, phase=machine.phase.value, round=machine.round, committed=machine.committed,
-                num_rounds=machine.num_rounds, accepted=len(machine.fit.accepted) if machine.fit else 0,
+                num_rounds=machine.num_rounds, accepted=machine.fit.count if machine.fit else 0,
                 target=machine.policy.target, codec=self.codec.name, elapsed=now - self._started, clients=members,
                 metrics=dict(self.metrics), traffic=self.tasks.traffic, encodings=self.tasks.broadcast.encodings,
             )  # fmt: skip
@@ -288,7 +301,8 @@ class Hub:
         if older:
             self._due.append(partial(answer, older.future, Reply(Wait(self.coordinator.round))))
         self._parked[parked.session.client_id] = parked
-        self.condition.notify_all()  # there is a new moment to look at again
+        if self._alarm is None or parked.until < self._alarm:
+            self.condition.notify_all()
 
     def _settle(self) -> bool:
         """Look through the parked pulls: all of them if something changed, else those whose time is up."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from fedcore.errors import DecodeError, NonFinite, SchemaMismatch
 from fedcore.messages import TensorInfo
-from fedcore.pool import Lender, borrow
+from fedcore.pool import Lender, Memory, borrow
+from fedcore.views import NUMPY, elements, raw_bytes, regions
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("fedcore needs a little-endian machine: tensors cross the wire as they lie in memory")
@@ -44,6 +45,7 @@ DTYPES: dict[str, torch.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 _MAX_DIMS, _MAX_NAME = 16, 1024
+_SMALL = 1 << 20  # bytes up to which numpy is faster than a call of torch
 
 
 def dtype_name(dtype: torch.dtype, what: str) -> str:
@@ -194,9 +196,9 @@ class Spec:
             total += -total % itemsize(info.dtype)
             offsets.append(total)
             total += nbytes(info)
-        memory = torch.from_numpy(lend(total)).untyped_storage()
+        memory = lend(total)
         pieces = zip(self.entries, offsets, strict=True)
-        return self.tie({info.name: _laid(memory, at, info) for info, at in pieces})
+        return self.tie({info.name: _laid(memory[at : at + nbytes(info)], info) for info, at in pieces})
 
     def copy(self, parameters: Mapping[str, Tensor]) -> Parameters:
         """Check ``parameters`` and return a copy on the CPU that shares no memory with it, in this order.
@@ -237,6 +239,9 @@ def extent(tensor: Tensor) -> float:
     """Return the largest magnitude in ``tensor``: 0 when it is empty, NaN or infinite when one of its elements is."""
     if not tensor.numel():
         return 0.0
+    if tensor.dtype in NUMPY and tensor.nbytes <= _SMALL:
+        row = elements(tensor)
+        return float(max(row.max(), -row.min()))  # both are NaN if one element is
     plain = tensor.detach()
     if plain.dtype.itemsize == 1 or plain.dtype in _UNSIGNED:  # torch cannot compare these as they are
         plain = plain.double()
@@ -256,41 +261,6 @@ def digest(parameters: Mapping[str, Tensor], spec: Spec | None = None) -> str:
     for region in regions(parameters[info.name] for info in described.entries):
         hasher.update(region)
     return hasher.hexdigest()
-
-
-def raw_bytes(tensor: Tensor) -> memoryview:
-    """Return the bytes of ``tensor`` as a flat view of its own memory (of a copy if it is not contiguous on the CPU)."""
-    return next(iter(regions([tensor])), memoryview(b""))
-
-
-def regions(tensors: Iterable[Tensor]) -> list[memoryview]:
-    """Return the bytes of tensors, one after the other, as flat views of their own memory: one for all that lie side by side.
-
-    Tensors that are not contiguous on the CPU are copied; those without elements have no bytes.
-    """
-    views, storage, begin, end = [], None, 0, 0
-    for tensor in tensors:
-        if not tensor.nbytes:
-            continue
-        plain = tensor if tensor.is_cpu and tensor.is_contiguous() else tensor.detach().cpu().contiguous()
-        memory, at = plain.untyped_storage(), plain.data_ptr()
-        if storage is None or at != end or memory.data_ptr() != storage.data_ptr():
-            if storage is not None:
-                views.append(_view(storage, begin, end))
-            storage, begin = memory, at
-        end = at + plain.nbytes
-    return views if storage is None else [*views, _view(storage, begin, end)]
-
-
-def _view(storage: torch.UntypedStorage, begin: int, end: int) -> memoryview:
-    start = begin - storage.data_ptr()
-    flat = torch.empty(0, dtype=torch.uint8).set_(storage, start, (end - begin,), (1,))
-    return flat.numpy().data
-
-
-def contiguous(parameters: Mapping[str, Tensor]) -> Parameters:
-    """Return ``parameters`` detached, on the CPU and contiguous; tensors that are so already are not copied."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
 
 
 def expect(condition: bool, message: str, reason: str | None = None) -> None:
@@ -358,12 +328,12 @@ def nbytes(info: TensorInfo) -> int:
     return math.prod(info.shape) * itemsize(info.dtype)
 
 
-def _laid(memory: torch.UntypedStorage, at: int, info: TensorInfo) -> Tensor:
-    if not nbytes(info):
+def _laid(memory: Memory, info: TensorInfo) -> Tensor:
+    if not memory.size:
         return torch.empty(info.shape, dtype=DTYPES[info.dtype])
-    made = torch.empty(0, dtype=DTYPES[info.dtype])
-    made.set_(memory, at // itemsize(info.dtype), info.shape)  # type: ignore[call-overload]
-    return made
+    if kind := NUMPY.get(DTYPES[info.dtype]):
+        return torch.from_numpy(memory.view(kind).reshape(info.shape))
+    return torch.from_numpy(memory).view(DTYPES[info.dtype]).view(info.shape)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

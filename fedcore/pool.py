@@ -35,7 +35,7 @@ def borrow(nbytes: int, make: Lender = fresh) -> Memory:
         memory = idle.pop()
     except IndexError:
         memory = make(nbytes)
-    lent = memory[:]
+    lent = np.frombuffer(memory.data, np.uint8)  # slices of this one keep it alive, those of a plain slice would not
     weakref.finalize(lent, idle.append, memory).atexit = False
     return lent
 

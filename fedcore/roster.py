@@ -41,6 +41,7 @@ class Roster:
 
     Attributes:
         quorum_since: since when at least ``quorum`` clients are available, or None.
+        stirs: counts what may change who is available.
     """
 
     run_id: str
@@ -48,6 +49,7 @@ class Roster:
     lease: float
     members: dict[str, Member] = field(default_factory=dict)
     quorum_since: float | None = None
+    stirs: int = 0
 
     @property
     def available(self) -> list[str]:
@@ -88,7 +90,8 @@ class Roster:
         lost = [m for m in self.members.values() if now >= m.last_seen + self.lease]
         for member in lost:
             del self.members[member.client_id]
-        self.watch(now)
+        if lost:
+            self.watch(now)
         return lost
 
     def next_expiry(self) -> float | None:
@@ -113,6 +116,7 @@ class Roster:
 
     def watch(self, now: float) -> None:
         """Note since when there are enough clients; called when one came, went, or changed."""
+        self.stirs += 1
         if len(self.available) < self.quorum:
             self.quorum_since = None
         elif self.quorum_since is None:

@@ -66,12 +66,14 @@ class Round:
     base_digest: str
     open: bool = True
     assignments: dict[str, Assignment] = field(default_factory=dict)  # by client id
+    tasks: dict[str, Assignment] = field(default_factory=dict)  # the same by their own id
 
     def invite(self, clients: Iterable[str]) -> None:
         """Reserve a place for each client."""
         for client_id in clients:
             name = f"{self.kind}-{self.number}-{len(self.assignments)}"
-            self.assignments[client_id] = Assignment(name, client_id, self.number, self.kind)
+            made = Assignment(name, client_id, self.number, self.kind)
+            self.assignments[client_id] = self.tasks[name] = made
 
     def offer(self, client_id: str) -> Assignment | None:
         """Return the client's task if it has one to do; a newcomer is given a free place, one that was lost its old task."""
@@ -90,7 +92,7 @@ class Round:
 
     def find(self, task_id: str) -> Assignment | None:
         """Return the assignment with this id."""
-        return next((a for a in self.assignments.values() if a.id == task_id), None)
+        return self.tasks.get(task_id)
 
     def refusal(self, ticket: Ticket, current: int) -> Refusal | None:
         """Return why an update is not taken, or None; ``current`` is the number of the run's round."""
@@ -111,6 +113,11 @@ class Round:
     def accepted(self) -> list[Assignment]:
         """The assignments whose updates count, by client id, so that the order of arrival leaves no trace."""
         return sorted((a for a in self.assignments.values() if a.state is State.ACCEPTED), key=lambda a: a.client_id)
+
+    @property
+    def count(self) -> int:
+        """How many updates count."""
+        return sum(a.state is State.ACCEPTED for a in self.assignments.values())
 
     @property
     def pending(self) -> int:
@@ -138,9 +145,7 @@ class Round:
 
     def verdict(self, now: float) -> Verdict:
         """Ask the policy."""
-        return self.policy.verdict(
-            accepted=len(self.accepted), pending=self.pending, opened_at=self.opened_at, now=now
-        )
+        return self.policy.verdict(accepted=self.count, pending=self.pending, opened_at=self.opened_at, now=now)
 
 
 def misplaced(number: int, current: int) -> Refusal:

@@ -232,9 +232,7 @@ class Server:
         return None
 
     def _wait(self, until: float | None = None) -> None:
-        due = (until, self.hub.next_deadline(), self._evaluations.next_deadline())
-        soonest = min((when for when in due if when is not None), default=None)
-        self._clock.wait(self.hub.condition, None if soonest is None else max(0.0, soonest - self._clock.now()))
+        self.hub.sleep(until, self._evaluations.next_deadline())
 
     def _do(self, job: Callable[[], None]) -> None:
         try:

@@ -19,8 +19,9 @@ from torch import Tensor
 from fedcore.codec import Codec, Frame, frame_bytes
 from fedcore.errors import DecodeError
 from fedcore.messages import TensorInfo
-from fedcore.parameters import DTYPES, Parameters, Spec, dtype_name, expect, extent, land, nbytes, raw_bytes
+from fedcore.parameters import DTYPES, Parameters, Spec, dtype_name, expect, extent, land, nbytes
 from fedcore.transport import Buffer
+from fedcore.views import raw_bytes
 
 RAW, VALUES, DIFFERENCE = range(3)
 """How a tensor was encoded: bit for bit, packed, or as the packed difference to the base."""

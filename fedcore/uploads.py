@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _THREADS = 32  # a reader waits for its client most of the time
 _LEAST_BUDGET = 64 << 20
+_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,10 @@ class Uploads:
         nbytes = arrival.nbytes
         if self._config.upload_memory is None:  # room for two: one comes in while another is summed up
             self.budget.limit = max(_LEAST_BUDGET, 2 * nbytes)
-        self.budget.enter(nbytes, partial(self._threads.submit, self._take, arrival, nbytes))
+        if nbytes <= _AT_ONCE and isinstance(arrival.request.body, Sequence):  # it is here, and takes less than a hand-over
+            self._take(arrival, 0)
+        else:
+            self.budget.enter(nbytes, partial(self._threads.submit, self._take, arrival, nbytes))
 
     def close(self) -> None:
         """End the threads, behind the updates in progress."""
@@ -98,7 +102,7 @@ class Uploads:
     def _take(self, arrival: Arrival, nbytes: int) -> None:
         summed: Future[None] | None = None
         try:
-            summed = self._take_in(arrival)
+            summed = self._take_in(arrival, nbytes)
         except FedcoreError as error:
             self._reject(arrival, error)
         except Exception:
@@ -111,12 +115,13 @@ class Uploads:
             else:
                 summed.add_done_callback(lambda _: self.budget.leave(nbytes))
 
-    def _take_in(self, arrival: Arrival) -> Future[None] | None:
-        with self._turn() as coordinator:  # while it waited in line the round may have closed
-            admitted = coordinator.admit(arrival.header, self._clock.now())
-        if isinstance(admitted, Submitted):
-            answer(arrival.reply, Reply(admitted))
-            return None
+    def _take_in(self, arrival: Arrival, nbytes: int) -> Future[None] | None:
+        if nbytes:  # while it waited in line the round may have closed
+            with self._turn() as coordinator:
+                admitted = coordinator.admit(arrival.header, self._clock.now())
+            if isinstance(admitted, Submitted):
+                answer(arrival.reply, Reply(admitted))
+                return None
         summed, update = None, self._read(arrival.work, arrival.request, arrival.header)
         with self._turn() as coordinator:
             submitted = coordinator.commit(arrival.ticket, self._clock.now())

@@ -22,9 +22,10 @@ from fedcore import registry
 from fedcore.codec import Codec, buffers, frame_bytes, joined
 from fedcore.errors import DecodeError
 from fedcore.messages import TensorInfo
-from fedcore.parameters import DTYPES, Parameters, Spec, contiguous, dtype_name, raw_bytes
+from fedcore.parameters import DTYPES, Parameters, Spec, dtype_name
 from fedcore.shards import shards
 from fedcore.transport import Buffer
+from fedcore.views import contiguous, raw_bytes
 
 __all__ = ["check_codec"]
 

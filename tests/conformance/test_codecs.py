@@ -22,8 +22,9 @@ from fedcore.codecs.topk import TopK
 from fedcore.codecs.torch import Torch
 from fedcore.codecs.zstd import Zstd
 from fedcore.errors import DecodeError
-from fedcore.parameters import DTYPES, Spec, digest, raw_bytes
+from fedcore.parameters import DTYPES, Spec, digest
 from fedcore.testing.codecs import check_codec
+from fedcore.views import raw_bytes
 
 LOSSLESS = [name + tail for tail in ("", "+lz4", "+zstd") for name in ("safetensors", "torch", "msgpack", "protobuf", "delta")]
 LOSSY = ["bf16", "fp16", "int8", "int4", "topk"]

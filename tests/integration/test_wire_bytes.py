@@ -40,9 +40,10 @@ class Trains(Client):
 
 def federation(wire="memory", upload=None, rounds=4, **config):
     clients = [Trains(number) for number in range(3)]
+    accepts = ["safetensors", *upload.split("+")] if upload else None
     history, final = run_federation(
         clients, strategy=FedAvg(INITIAL, min_fit_clients=3, clients_per_round=3),
-        config=ServerConfig(num_rounds=rounds, accept_codecs=["safetensors", *(upload or "").split("+")] if upload else None, **config),
+        config=ServerConfig(num_rounds=rounds, accept_codecs=accepts, **config),
         transport=WIRES[wire](), client_codec=upload,
     )  # fmt: skip
     return history, final, clients

@@ -12,7 +12,8 @@ from fedcore import registry
 from fedcore.codec import buffers, joined
 from fedcore.errors import DecodeError
 from fedcore.messages import TensorInfo
-from fedcore.parameters import DTYPES, Spec, digest, itemsize, raw_bytes
+from fedcore.parameters import DTYPES, Spec, digest, itemsize
+from fedcore.views import raw_bytes
 
 LOSSLESS = [name + tail for tail in ("", "+lz4") for name in ("safetensors", "torch", "msgpack", "protobuf")]
 LOSSLESS += ["safetensors+zstd", "delta", "delta+zstd"]

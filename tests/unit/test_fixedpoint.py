@@ -9,7 +9,7 @@ import torch
 
 from fedcore.errors import OutOfRange
 from fedcore.fixedpoint import FixedPointSum
-from fedcore.parameters import raw_bytes
+from fedcore.views import raw_bytes
 
 F32 = torch.float32
 

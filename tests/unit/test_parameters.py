@@ -11,18 +11,9 @@ from hypothesis import strategies as st
 
 from fedcore.errors import ConfigError, NonFinite, SchemaMismatch
 from fedcore.messages import TensorInfo
-from fedcore.parameters import (
-    DTYPES,
-    Spec,
-    check_finite,
-    contiguous,
-    copy_parameters,
-    digest,
-    extent,
-    itemsize,
-    raw_bytes,
-)
+from fedcore.parameters import DTYPES, Spec, check_finite, copy_parameters, digest, extent, itemsize
 from fedcore.shards import shards
+from fedcore.views import contiguous, raw_bytes
 
 FAST = settings(max_examples=60, deadline=None, database=None)
 

@@ -7,8 +7,9 @@ from fedcore.codec import frame_bytes, joined
 from fedcore.codecs.delta import Delta
 from fedcore.errors import DecodeError
 from fedcore.messages import TensorInfo
-from fedcore.parameters import DTYPES, Spec, raw_bytes
+from fedcore.parameters import DTYPES, Spec
 from fedcore.tensorwise import fingerprint
+from fedcore.views import raw_bytes
 
 CODEC = Delta()
 

@@ -12,8 +12,9 @@ from fedcore.codec import joined
 from fedcore.codecs.safetensors import Safetensors, load, save
 from fedcore.errors import DecodeError, SchemaMismatch
 from fedcore.messages import TensorInfo
-from fedcore.parameters import DTYPES, Spec, digest, raw_bytes
+from fedcore.parameters import DTYPES, Spec, digest
 from fedcore.shards import shards
+from fedcore.views import raw_bytes
 
 CODEC = Safetensors()
 TWO = {"w": torch.tensor([[1.0, 2.0]]), "on": torch.tensor([True, False])}

@@ -15,8 +15,9 @@ from fedcore.codecs.int8 import Int8
 from fedcore.codecs.topk import TopK
 from fedcore.errors import DecodeError
 from fedcore.messages import TensorInfo
-from fedcore.parameters import DTYPES, Spec, raw_bytes
+from fedcore.parameters import DTYPES, Spec
 from fedcore.tensorwise import fingerprint
+from fedcore.views import raw_bytes
 
 ALL = [Bf16(), Fp16(), Int8(), Int4(), TopK()]
 EACH = pytest.mark.parametrize("codec", ALL, ids=lambda codec: codec.name)

@@ -7,8 +7,9 @@ from fedcore.codec import frame_bytes, joined
 from fedcore.codecs.topk import TopK
 from fedcore.errors import ConfigError, DecodeError
 from fedcore.messages import TensorInfo
-from fedcore.parameters import Spec, raw_bytes
+from fedcore.parameters import Spec
 from fedcore.tensorwise import fingerprint
+from fedcore.views import raw_bytes
 
 COUNT = 3000
 INFO = TensorInfo("w", "float32", (COUNT,))
