@@ -208,7 +208,7 @@ class Server:
                 now = self._clock.now()
                 machine.tick(now)
                 self._evaluations.overdue(now)
-                job = self._next_job(machine, now)
+                job = None if self._busy else self._next_job(machine, now)
             if job is None:
                 if not self.hub.finished:
                     self._wait()
@@ -217,8 +217,6 @@ class Server:
         self.hub.math.submit(self._do, job)
 
     def _next_job(self, machine: Coordinator, now: float) -> Callable[[], None] | None:
-        if self._busy:
-            return None
         if machine.phase is Phase.AGGREGATING:
             return self._conclude
         if not machine.digest and machine.first_model is None:
@@ -234,9 +232,13 @@ class Server:
     def _wait(self, until: float | None = None) -> None:
         self.hub.sleep(until, self._evaluations.next_deadline())
 
-    def _do(self, job: Callable[[], None]) -> None:
+    def _do(self, job: Callable[[], None] | None) -> None:
+        """Do a job, and at once the next one that it makes due."""
         try:
-            job()
+            while job is not None:
+                job()
+                with self.hub.turn() as machine:
+                    job = None if self.hub.finished else self._next_job(machine, self._clock.now())
         except Exception as error:
             log.exception("the strategy failed; the run is over")
             self.hub.stop(f"the strategy failed: {type(error).__name__}: {error}")

@@ -36,7 +36,7 @@ from fedcore.transports.grpc.policy import TransferPolicy
 log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["FederatedLearningService"].full_name
-_INLINE = 1 << 18  # answers above this size are put together off the event loop
+_INLINE = 4 << 20  # answers above this size are put together off the event loop
 
 
 class GrpcListener(Listener):
