@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedcore.errors import AggregationError, ConfigError, InvalidWeight, SchemaMismatch
-from fedcore.fixedpoint import FixedPointSum
+from fedcore.fixedpoint import Batch, FixedPointSum, batches
 from fedcore.parameters import Parameters, Spec, extent
 from fedcore.pool import Lender, borrow
 
@@ -193,7 +193,7 @@ class FedAvgAggregator(Aggregator):
         self._fraction_bits = _FRACTION_BITS if callable(weighting) or max_share is not None else 0
         self._held: list[tuple[int, str, str, int, Update]] = []
         self._arrivals = 0
-        self._placed = False
+        self._batches: list[Batch] = []
         self._spec: Spec | None = None
         self._sums: dict[str, FixedPointSum] = {}
         self._largest: dict[str, Tensor] = {}
@@ -241,9 +241,8 @@ class FedAvgAggregator(Aggregator):
             raise AggregationError("the mean of no updates does not exist")
         spec = self._known()
         blank = spec.blank(self.lend)
-        self.each([
-            Job(blank[name].nbytes, partial(total.mean, self.weight, blank[name])) for name, total in self._sums.items()
-        ])  # fmt: skip
+        self._place()
+        self.each([Job(batch.memory.nbytes, partial(batch.mean, self.weight, blank)) for batch in self._batches])
         return spec.tie({**blank, **self._largest})
 
     def aggregate(self, updates: Iterable[Result]) -> Parameters:
@@ -298,14 +297,9 @@ class FedAvgAggregator(Aggregator):
 
     def _place(self) -> None:
         """Give the sums their memory before the first term, in one buffer: of a large one first use is much faster."""
-        if self._placed:
-            return
-        self._placed = True
-        memory = self.lend(8 * sum(total.size for total in self._sums.values())).view(np.int64)
-        at = 0
-        for total in self._sums.values():
-            total.place(memory[at : at + total.size])
-            at += total.size
+        if not self._batches:
+            memory = self.lend(8 * sum(total.size for total in self._sums.values())).view(np.int64)
+            self._batches = batches(self._sums, memory)
 
     def _known(self) -> Spec:
         if self._spec is None:
@@ -321,11 +315,10 @@ class FedAvgAggregator(Aggregator):
         return max(1, round(value * (1 << self._fraction_bits)))
 
     def _fold(self, update: Update, weight: int) -> None:
-        values = update.parameters
         self._place()
+        extents = {name: update.extent(name) for name in self._sums}
         self.each([
-            Job(values[name].nbytes, partial(total.add, name, values[name], weight, update.extent(name)))
-            for name, total in self._sums.items()
+            Job(batch.memory.nbytes, partial(batch.add, update.parameters, weight, extents)) for batch in self._batches
         ])  # fmt: skip
         self._take_largest(update.parameters)
         self.weight += weight

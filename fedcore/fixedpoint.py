@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from fedcore.errors import OutOfRange
 from fedcore.parameters import extent
-from fedcore.views import elements
+from fedcore.views import NUMPY, elements, regions
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -61,8 +62,8 @@ class FixedPointSum:
         self.size = math.prod(shape)
         self.low: Integers = np.empty(0, np.int64)
         self.high: Integers | None = None
-        self._empty = True  # the low word holds nothing yet, not even zeros
-        self._filled = 0.0  # a bound of |low|
+        self.empty = True  # the low word holds nothing yet, not even zeros
+        self.filled = 0.0  # a bound of |low|
 
     def place(self, memory: Integers) -> None:
         """Use ``memory``, one int64 an element, whatever it holds; only before the first term. Else it is allocated then."""
@@ -87,7 +88,7 @@ class FixedPointSum:
             OutOfRange: the term cannot be represented.
         """
         size = self.check(name, extent(value) if magnitude is None else magnitude, weight)
-        if size + self._filled >= 2.0**_ROOM:
+        if self.outgrown_by(size):
             self._carry()
             for block, term in _blocks(value, math.ldexp(weight, self.shift)):
                 self._add_wide(block, np.rint(term, out=term))
@@ -96,17 +97,21 @@ class FixedPointSum:
         self._allocate()
         for block, term in _blocks(value, math.ldexp(weight, self.shift)):
             units = _units(term, size)
-            if self._empty:
+            if self.empty:
                 self.low[block] = units
             else:
                 self.low[block] += units
-        self._empty = False
-        self._filled += size
+        self.empty = False
+        self.filled += size
+
+    def outgrown_by(self, size: float) -> bool:
+        """Return whether a term of this size may not fit the low word any more."""
+        return size + self.filled >= 2.0**_ROOM
 
     def mean(self, weight: int, into: Tensor | None = None) -> Tensor:
         """Return the sum divided by ``weight``, rounded to the dtype of the terms; in ``into`` if that is given."""
         out = torch.empty(self.shape, dtype=self.dtype) if into is None else into
-        self._begin()
+        self.begin()
         room = elements(out) if self.dtype in (torch.float32, torch.float64) else None
         for start in range(0, self.size, _BLOCK):
             block = slice(start, start + _BLOCK)
@@ -121,7 +126,7 @@ class FixedPointSum:
 
     def parts(self) -> dict[str, Tensor]:
         """Return the exact state, from which :meth:`merge` goes on."""
-        self._begin()
+        self.begin()
         words = {"low": torch.from_numpy(self.low.copy()), "shift": torch.tensor(self.shift)}
         return words if self.high is None else {**words, "high": torch.from_numpy(self.high.copy())}
 
@@ -144,11 +149,12 @@ class FixedPointSum:
         if self.low.size != self.size:
             self.low = np.empty(self.size, np.int64)
 
-    def _begin(self) -> None:
-        if self._empty:
+    def begin(self) -> None:
+        """Fill the low word with zeros if there was no term yet."""
+        if self.empty:
             self._allocate()
             self.low[:] = 0
-            self._empty = False
+            self.empty = False
 
     def _add_wide(self, block: slice, term: Floats) -> None:
         top = np.floor(term * 2.0**-_CARRY)
@@ -157,12 +163,12 @@ class FixedPointSum:
 
     def _carry(self) -> Integers:
         """Move all but the lowest bits of the low word to the high one, and return that."""
-        self._begin()
+        self.begin()
         if self.high is None:
             self.high = np.zeros_like(self.low)
         self.high += self.low >> _CARRY
         self.low &= _LOW
-        self._filled = float(1 << _CARRY)
+        self.filled = float(1 << _CARRY)
         return self.high
 
     def _total(self, block: slice) -> Floats:
@@ -172,6 +178,90 @@ class FixedPointSum:
         # normalised words: both conversions are exact, so the one rounding is the same as with a single word
         high = self.high[block] + (low >> _CARRY)
         return high.astype(np.float64) * 2.0**_CARRY + (low & _LOW).astype(np.float64)
+
+
+class Batch:
+    """Sums that lie side by side; of small ones a whole batch costs what one would.
+
+    Args:
+        sums: by name, all of one dtype; each has had no term yet.
+        memory: int64, one an element.
+    """
+
+    def __init__(self, sums: Mapping[str, FixedPointSum], memory: Integers):
+        self.sums, self.memory = dict(sums), memory
+        ends = list(accumulate(total.size for total in sums.values()))
+        self._stretches = [slice(end - total.size, end) for total, end in zip(sums.values(), ends, strict=True)]
+        self._small = memory.size <= _BLOCK and next(iter(sums.values())).dtype in NUMPY
+        for total, stretch in zip(sums.values(), self._stretches, strict=True):
+            total.place(memory[stretch])
+
+    def add(self, values: Mapping[str, Tensor], weight: int, magnitudes: Mapping[str, float]) -> None:
+        """Add ``weight * value`` to each sum, given the largest magnitude of each.
+
+        Raises:
+            OutOfRange: a term cannot be represented.
+        """
+        sizes = [total.check(name, magnitudes[name], weight) for name, total in self.sums.items()]
+        if not self._small or any(map(FixedPointSum.outgrown_by, self.sums.values(), sizes)):
+            for name, total in self.sums.items():
+                total.add(name, values[name], weight, magnitudes[name])
+            return
+        row = np.empty(self.memory.size)
+        _copy(row, regions(values[name] for name in self.sums), values[next(iter(self.sums))].dtype)
+        self._scale(row, [math.ldexp(weight, total.shift) for total in self.sums.values()])
+        units = _units(row, max(sizes))
+        if any(not total.empty for total in self.sums.values()):
+            for total in self.sums.values():
+                total.begin()
+            self.memory += units
+        else:
+            self.memory[:] = units
+        for total, size in zip(self.sums.values(), sizes, strict=True):
+            total.empty = False
+            total.filled += size
+
+    def mean(self, weight: int, into: Mapping[str, Tensor]) -> None:
+        """Write the sums divided by ``weight``, rounded to their dtype, into tensors."""
+        if not self._small or any(total.high is not None for total in self.sums.values()):
+            for name, total in self.sums.items():
+                total.mean(weight, into[name])
+            return
+        exact = self.memory.astype(np.float64)
+        exact /= weight
+        self._scale(exact, [math.ldexp(1.0, -total.shift) for total in self.sums.values()])
+        for name, stretch in zip(self.sums, self._stretches, strict=True):
+            if stretch.start != stretch.stop:
+                elements(into[name])[:] = exact[stretch]
+
+    def _scale(self, row: Floats, factors: list[float]) -> None:
+        if len(set(factors)) == 1:
+            row *= factors[0]
+            return
+        for stretch, factor in zip(self._stretches, factors, strict=True):
+            row[stretch] *= factor
+
+
+def batches(sums: Mapping[str, FixedPointSum], memory: Integers) -> list[Batch]:
+    """Place sums in ``memory`` one after the other; small neighbours of one dtype make a batch."""
+    made: list[Batch] = []
+    run: dict[str, FixedPointSum] = {}
+    begin = end = 0
+    for name, total in sums.items():
+        if run and (end + total.size - begin > _BLOCK or total.dtype is not next(iter(run.values())).dtype):
+            made.append(Batch(run, memory[begin:end]))
+            run, begin = {}, end
+        run[name] = total
+        end += total.size
+    return [*made, Batch(run, memory[begin:end])] if run else made
+
+
+def _copy(row: Floats, views: list[memoryview], dtype: torch.dtype) -> None:
+    at = 0
+    for view in views:
+        piece = np.frombuffer(view, NUMPY[dtype])
+        row[at : at + piece.size] = piece
+        at += piece.size
 
 
 def _blocks(value: Tensor, scale: float) -> Iterator[tuple[slice, Floats]]:
