@@ -1,6 +1,6 @@
 """Time and memory of a round over real gRPC between real processes, beside the floor of bare streams in the same run.
 
-benchmarks/rounds.py [--megabytes N] [--clients K] [--rounds R] [--codec NAME] [--uploads-at-once U] [--no-floor]
+benchmarks/rounds.py [--megabytes N] [--clients K] [--rounds R] [--codec NAME] [--uploads U] [--no-floor]
 
 Clients add a constant, so a round is transfer, checks, the exact sum, and waiting. A round is timed on the server, from commit
 to commit; the first is a warm-up. The floor runs before and after, never at the same time. Memory is the peak of RssAnon +
@@ -45,8 +45,6 @@ def idle():
 
 
 def server(address_file, megabytes, clients, rounds, codec, at_once):
-    import dataclasses
-
     import fedcore
     from fedcore.events import RoundCommitted, RunFinished
 
@@ -58,10 +56,7 @@ def server(address_file, megabytes, clients, rounds, codec, at_once):
         elif isinstance(event, RunFinished):
             over.set()
 
-    settings = {}
-    if at_once:
-        fields = {field.name for field in dataclasses.fields(fedcore.ServerConfig)}
-        settings = {next(name for name in ("uploads_at_once", "uploads") if name in fields): at_once}
+    settings = {"upload_memory": int(at_once * megabytes * 1_000_000)} if at_once else {}
     strategy = fedcore.FedAvg(model_of(megabytes), min_fit_clients=clients, clients_per_round=clients)
     config = fedcore.ServerConfig(num_rounds=rounds, heartbeat_timeout=600.0, **settings)
     with fedcore.Server("127.0.0.1:0", config=config, strategy=strategy, codec=codec, observers=[note]) as running:
@@ -131,9 +126,9 @@ def fedcore_rounds(options):
     size = options.megabytes
     with tempfile.TemporaryDirectory() as folder, processes() as (launch, launched):
         address = Path(folder, "address")
-        with Watch(lambda: [process.pid for process in launched]) as watch:
+        with Watch(lambda: [process.pid for process in launched], 0.005 if options.megabytes >= 50 else 0.1) as watch:
             numbers = (size, options.clients, options.rounds + 1)
-            first = launch(HERE, "server", address, *numbers, options.codec, options.uploads_at_once)
+            first = launch(HERE, "server", address, *numbers, options.codec, options.uploads)
             wait_for(address, first)
             others = [launch(HERE, "client", address.read_text(), size, f"client-{i}") for i in range(options.clients)]
             result = answer(first, others)
@@ -168,7 +163,7 @@ def main():
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--rounds", type=int, help="default: 50 below 50 MB, 7 below 500 MB, else 5")
     parser.add_argument("--codec", default="safetensors")
-    parser.add_argument("--uploads-at-once", type=int, default=0, help="default: that of ServerConfig")
+    parser.add_argument("--uploads", type=int, default=0, help="models that updates may occupy; default: ServerConfig's")
     parser.add_argument("--no-floor", action="store_true")
     options = parser.parse_args()
     options.rounds = options.rounds or (50 if options.megabytes < 50 else 7 if options.megabytes < 500 else 5)
@@ -187,8 +182,8 @@ def main():
         "all_GB": rounded(result["all"] / 1e9),
         "encodings_per_round": rounded(result["encodings"] / (options.rounds + 1)),
     }  # fmt: skip
-    if options.uploads_at_once:
-        line["uploads_at_once"] = options.uploads_at_once
+    if options.uploads:
+        line["uploads"] = options.uploads
     if before:
         line["floor_seconds"] = rounded(statistics.median(before + after))
         line["floor_before_after"] = [rounded(statistics.median(before)), rounded(statistics.median(after))]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from secrets import token_hex
 
-from fedcore.aggregator import Update
+from fedcore.aggregator import Aggregator, Update
 from fedcore.budget import Budget
 from fedcore.clock import Clock
 from fedcore.codec import Base
@@ -170,4 +170,9 @@ class Uploads:
         received = Traffic(bytes_received=arrival.header.manifest.total_bytes, tensor_bytes_received=arrival.nbytes)
         self._noted(work, update.client_id, arrival.route, received)
         work.updates.append(update if work.kind is Kind.INITIALIZE else replace(update, parameters={}, extents={}))
-        return self._math.submit(work.aggregator.add, update) if work.aggregator else None
+        return self._math.submit(_sum_up, work.aggregator, [update]) if work.aggregator else None
+
+
+def _sum_up(aggregator: Aggregator, box: list[Update]) -> None:
+    """Add the update in the box, and let go of it before whoever waits for its memory is told that this is done."""
+    aggregator.add(box.pop())
