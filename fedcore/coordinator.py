@@ -1,8 +1,7 @@
 """The machine in the middle: who is registered, who has which task, when a round is over, what counts.
 
-It is pure. It never sleeps, opens a socket, reads a clock, draws a random number or touches a file; every method takes
-``now``, seconds on a clock that never jumps. The caller serialises the calls; nothing here blocks. What happened is
-appended to :attr:`Coordinator.events`, which the caller takes.
+It is pure. It never sleeps, opens a socket, reads a clock, draws a random number or touches a file; every method takes ``now``,
+seconds on a clock that never jumps. The caller serialises the calls, and takes what happened from :attr:`Coordinator.events`.
 
 A run goes through phases, and the table below is the law: a pair that is not in it cannot happen. ::
 
@@ -19,8 +18,7 @@ An update is judged twice: :meth:`admit` from its header alone, before a byte of
 it is whole, valid and durable. Only commit counts it, and it does so at most once per assignment: between the two the round
 may close, the client may be fenced, or the same update may arrive a second time.
 
-Beside the training round there may be an evaluation of the model before it, and before the first round a request for a
-first model: each is a :class:`~fedcore.round.Round` under a policy of its own.
+Beside the training round there may be an evaluation, and before the first a request for a first model: each is a Round, too.
 """
 
 from __future__ import annotations
@@ -191,7 +189,7 @@ class Coordinator:
             )
         )  # fmt: skip
         self._review(now)
-        return Submitted(Outcome.ACCEPTED, round=self.round, directive=self._directive())
+        return Submitted(Outcome.ACCEPTED, round=self.round, directive=self._directive(assignment.client_id))
 
     def release(self, ticket: Ticket, now: float, *, reason: str = "", message: str = "", final: bool = False) -> Submitted:
         """Let go of an admitted update that will not be committed. ``final``: trying again is of no use, the place is free."""
@@ -302,8 +300,7 @@ class Coordinator:
         due = [self.roster.next_expiry()]
         due += [r.closes_at for r in (self.first_model, self.evaluation, self.fit) if r and r.open]
         if self.phase is Phase.WAITING and self.roster.quorum_since is not None and self.digest:
-            opens = self.roster.quorum_since + self.policy.start_wait
-            due.append(opens if opens > now else None)  # later there are candidates already
+            due += [when for when in [self.roster.quorum_since + self.policy.start_wait] if when > now]  # else it may open
         return min((when for when in due if when is not None), default=None)
 
     # --- inside ---
@@ -315,8 +312,11 @@ class Coordinator:
         self.changes += not member.told
         member.told = True
 
-    def _directive(self) -> Directive:
-        return Directive.STOP if self.phase is Phase.FINISHED else Directive.CONTINUE
+    def _directive(self, client_id: str) -> Directive:
+        finished = self.phase is Phase.FINISHED
+        if finished and client_id in self.roster.members:
+            self._told(self.roster.members[client_id])
+        return Directive.STOP if finished else Directive.CONTINUE
 
     def _rounds(self) -> Iterable[Round]:
         return [r for r in (self.fit, self.evaluation, self.first_model) if r] + list(self._past)
@@ -330,7 +330,7 @@ class Coordinator:
     def _refuse(self, client_id: str, number: int, outcome: Outcome, reason: str, message: str, now: float) -> Submitted:
         if outcome is not Outcome.DUPLICATE:
             self.events.append(ev.UpdateRefused(at=now, round=number, client_id=client_id, outcome=outcome, reason=reason))
-        return Submitted(outcome, reason, message, self.round, self._directive())
+        return Submitted(outcome, reason, message, self.round, self._directive(client_id))
 
     def _give_back(self, collection: Round, assignment: Assignment, reason: str, now: float) -> None:
         if not assignment.pending:

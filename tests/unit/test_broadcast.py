@@ -6,16 +6,20 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from fedcore import registry
 from fedcore.broadcast import Broadcast, encode
-from fedcore.codec import REFERENCE
+from fedcore.codec import REFERENCE, Base
 from fedcore.codecs.msgpack import Msgpack
 from fedcore.codecs.safetensors import Safetensors
 from fedcore.errors import DecodeError
+from fedcore.intake import receive
 from fedcore.parameters import Spec, digest
 
 MODEL = {"w": torch.arange(5000.0), "s": torch.tensor(2)}
 SPEC = Spec.of(MODEL)
 DIGEST = digest(MODEL)
+NEXT = {"w": MODEL["w"] + 0.001, "s": torch.tensor(3)}
+NEXT_DIGEST = digest(NEXT)
 
 
 @pytest.fixture
@@ -114,3 +118,74 @@ def test_by_reference_nothing_is_encoded():
     assert payload.manifest.codec == REFERENCE
     assert payload.body[0].parameters is MODEL
     assert payload.manifest.total_bytes == 0
+
+
+class TestDifferences:
+    """Payloads as differences to what the receiver holds."""
+
+    @pytest.fixture
+    def broadcast(self):
+        made = Broadcast(1 << 20, registry.codec("delta+zstd"))
+        yield made
+        made.close()
+
+    def second(self, broadcast, holds):
+        broadcast.payload(MODEL, SPEC, DIGEST, Safetensors()).result(5)
+        broadcast.keep([NEXT_DIGEST])
+        return broadcast.payload(NEXT, SPEC, NEXT_DIGEST, Safetensors(), holds).result(5)
+
+    def test_who_holds_the_model_before_is_sent_the_difference(self, broadcast):
+        payload = self.second(broadcast, DIGEST)
+        assert (payload.manifest.codec, payload.manifest.base) == ("delta+zstd", DIGEST)
+        assert payload.manifest.total_bytes < SPEC.nbytes
+        got = receive(
+            payload.manifest, payload.body, SPEC, registry.codec("delta+zstd"), base=Base(DIGEST, SPEC, MODEL)
+        )
+        assert digest(got) == NEXT_DIGEST
+
+    @pytest.mark.parametrize("holds", ["", "something else"])
+    def test_others_are_sent_the_whole(self, broadcast, holds):
+        payload = self.second(broadcast, holds)
+        assert (payload.manifest.codec, payload.manifest.base) == ("safetensors", "")
+
+    def test_the_whole_is_sent_where_the_difference_is_no_smaller(self, broadcast):
+        noise = {"w": torch.randn(5000, generator=torch.Generator().manual_seed(1)), "s": torch.tensor(3)}
+        broadcast.payload(MODEL, SPEC, DIGEST, registry.codec("safetensors+zstd")).result(5)
+        payload = broadcast.payload(noise, SPEC, "noise", registry.codec("safetensors+zstd"), DIGEST).result(5)
+        assert payload.manifest.codec == "safetensors+zstd"
+
+    def test_one_difference_for_all_who_hold_the_same(self, broadcast):
+        first = self.second(broadcast, DIGEST)
+        again = broadcast.payload(NEXT, SPEC, NEXT_DIGEST, Safetensors(), DIGEST).result(5)
+        assert again is first
+        assert broadcast.encodings == 3  # the first model, the second whole, the difference
+
+    def test_only_one_generation_is_kept(self, broadcast):
+        self.second(broadcast, DIGEST)
+        broadcast.keep(["third"])
+        broadcast.keep(["fourth"])
+        assert broadcast.base(DIGEST) is None
+        assert broadcast.base(NEXT_DIGEST) is None
+
+
+def test_without_a_delta_codec_nothing_old_is_kept(broadcast):
+    broadcast.payload(MODEL, SPEC, DIGEST, Safetensors()).result(5)
+    assert broadcast.base(DIGEST).parameters is MODEL
+    broadcast.keep(["another"])
+    assert broadcast.base(DIGEST) is None
+
+
+def test_of_a_lossy_codec_the_digest_is_of_what_arrives():
+    codec = registry.codec("bf16")
+    payload = encode({"w": torch.linspace(0, 1, 5000)}, Spec.of({"w": torch.zeros(5000)}), codec, 1 << 20, name="exact")
+    got = receive(payload.manifest, payload.body, payload.received.spec, codec)
+    assert digest(got) == payload.manifest.digest == payload.received.digest != "exact"
+
+
+def test_a_difference_to_something_else_is_refused():
+    codec, base = registry.codec("delta"), Base(DIGEST, SPEC, MODEL)
+    payload = encode(NEXT, SPEC, codec, 1 << 20, base=base)
+    for held in (None, Base("other", SPEC, MODEL), Base(DIGEST, Spec.of({"w": MODEL["w"]}), {"w": MODEL["w"]})):
+        with pytest.raises(DecodeError) as caught:
+            receive(payload.manifest, payload.body, SPEC, codec, base=held)
+        assert caught.value.reason == "BASE_MISMATCH"

@@ -432,3 +432,16 @@ def test_the_machine_reads_no_clock_and_touches_nothing():
         }
         assert not imported & banned, name
         assert not any(isinstance(n, ast.Call) and getattr(n.func, "id", "") == "open" for n in ast.walk(tree)), name
+
+
+def test_a_stop_in_the_answer_to_an_update_is_heard():
+    """Nobody waits for such a client to come and hear it once more."""
+    run = Run()
+    run.join("a", "b")
+    run.open()
+    task = run.pull("a")
+    run.machine.finish("enough", 1.0)
+    run.pull("b")
+    assert run.machine.roster.untold == 1
+    assert run.submit(task, now=2.0).directive is Directive.STOP
+    assert run.machine.roster.untold == 0
