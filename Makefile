@@ -63,7 +63,7 @@ bench-peers: $(READY) $(PEERS_READY) ## measure Flower beside fedcore; `make ben
 	$(BIN)/python benchmarks/peers.py $(ARGS)
 
 clean: ## remove the environments, caches and builds; what runs left in runs/ stays
-	rm -rf $(VENV) $(CODEGEN) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CODEGEN) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
