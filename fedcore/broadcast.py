@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 from fedcore.codec import REFERENCE, Base, Codec, Frame, Held, buffers, frame_bytes, joined
 from fedcore.lane import Lane
@@ -102,11 +103,13 @@ class Broadcast:
             holds: digest of what the receiver holds; it is sent the difference to that if that is known here, and smaller.
         """
         base = self.base(holds) if self._delta and holds else None
+        whole = partial(encode, parameters, spec, codec, self._shard_bytes, name=digest)
         with self._lock:
-            whole = self._cached((digest, "", codec.name if codec else REFERENCE), parameters, spec, codec, None)
+            sent = self._cached((digest, "", codec.name if codec else REFERENCE), whole)
             if base is None or self._delta is None:
-                return whole
-            return self._cached((digest, holds, self._delta.name), parameters, spec, self._delta, (base, whole))
+                return sent
+            change = partial(encode, parameters, spec, self._delta, self._shard_bytes, name=digest, base=base)
+            return self._cached((digest, holds, self._delta.name), partial(_smaller, change, sent))
 
     def base(self, digest: str) -> Base | None:
         """Return the payload with this digest, if it was sent in this generation (or the one before, if those are kept)."""
@@ -125,34 +128,17 @@ class Broadcast:
         """End the thread that encodes."""
         self._lane.close(timeout=5.0)
 
-    def _cached(
-        self,
-        key: tuple[str, str, str],
-        parameters: Parameters,
-        spec: Spec,
-        codec: Codec | None,
-        difference: tuple[Base, Future[Payload]] | None,
-    ) -> Future[Payload]:
+    def _cached(self, key: tuple[str, str, str], job: Callable[[], Payload]) -> Future[Payload]:
         if key not in self._cache:
             self.encodings += 1
-            self._cache[key] = self._lane.submit(self._encode, parameters, spec, key[0], codec, difference)
+            self._cache[key] = self._lane.submit(job)
         return self._cache[key]
-
-    def _encode(
-        self,
-        parameters: Parameters,
-        spec: Spec,
-        digest: str,
-        codec: Codec | None,
-        difference: tuple[Base, Future[Payload]] | None,
-    ) -> Payload:
-        if difference is None:
-            return encode(parameters, spec, codec, self._shard_bytes, name=digest)
-        base, whole = difference
-        made = encode(parameters, spec, codec, self._shard_bytes, name=digest, base=base)
-        other = whole.result()  # it went down the lane before this one
-        return made if made.manifest.total_bytes < other.manifest.total_bytes else other
 
     def _sent(self) -> dict[str, Base]:
         done = [payload.result() for payload in self._cache.values() if payload.done() and not payload.exception()]
         return {payload.received.digest: payload.received for payload in done}
+
+
+def _smaller(change: Callable[[], Payload], sent: Future[Payload]) -> Payload:
+    made, whole = change(), sent.result()  # which went down the lane before this one
+    return made if made.manifest.total_bytes < whole.manifest.total_bytes else whole

@@ -112,7 +112,7 @@ class FixedPointSum:
         """Return the sum divided by ``weight``, rounded to the dtype of the terms; in ``into`` if that is given."""
         out = torch.empty(self.shape, dtype=self.dtype) if into is None else into
         self.begin()
-        room = elements(out) if self.dtype in (torch.float32, torch.float64) else None
+        room = elements(out) if self.dtype in NUMPY else None
         for start in range(0, self.size, _BLOCK):
             block = slice(start, start + _BLOCK)
             exact = self._total(block)
@@ -287,13 +287,11 @@ def _units(term: Floats, size: float) -> Integers:
 
 
 def _rounded(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round float64 to ``dtype`` once.
+    """Round float64 to an 8- or 16-bit ``dtype`` once.
 
     torch goes to 8 and 16 bits by way of float32, which rounds twice. Rounding to odd on the way makes the two one: of the
     float32 neighbours of an inexact value the odd one is taken, which is never a tie of the narrower type.
     """
-    if dtype.itemsize >= torch.float32.itemsize:
-        return exact.to(dtype)
     near = exact.float()
     error = exact - near.double()
     other = torch.nextafter(near, torch.copysign(torch.full_like(near, torch.inf), error.float()))

@@ -47,8 +47,7 @@ from fedcore.messages import (
 )
 from fedcore.phase import Phase
 from fedcore.pool import drain
-from fedcore.registry import accepted_codec
-from fedcore.registry import codec as find_codec
+from fedcore.registry import accepted_codec, delta_codec
 from fedcore.round import Assignment
 from fedcore.strategy import Strategy
 from fedcore.tasks import Route, Tasks, answer, fail
@@ -101,7 +100,7 @@ class Hub:
         observe: Callable[[ev.Event], None],
     ):
         self.coordinator, self.codec, self.accepts, self.clock = coordinator, codec, accepts, clock
-        self.delta = None if config.delta_codec is None else find_codec(config.delta_codec)
+        self.delta = delta_codec(config.delta_codec)
         self.landings = Landings(config.map_above, config.map_folder or gettempdir())
         self.condition = threading.Condition(threading.RLock())
         self.math = Lane("fedcore-math")
@@ -252,8 +251,9 @@ class Hub:
         return Registered(session, up, self._interval, coordinator.roster.lease, delta)
 
     def _delta_for(self, message: Register) -> str:
-        known = self.delta is not None and set(self.delta.name.split("+")) <= set(message.accepts)
-        return self.delta.name if self.delta and known else ""
+        if self.delta is None or not set(self.delta.name.split("+")) <= set(message.accepts):
+            return ""
+        return self.delta.name
 
     def _negotiate(self, request: Request, message: Register) -> tuple[Codec | None, str]:
         if request.peer.by_reference:

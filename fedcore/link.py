@@ -196,7 +196,7 @@ class Link:
         return self._over
 
     def _pull(self) -> tuple[Task, Parameters] | Finished | None:
-        holds = self._base.digest if self._base and self._welcome and self._welcome.delta_codec else ""
+        holds = self._base.digest if self._base and self._deltas else ""
         reply = self._request(lambda session: Pull(session, _HOLD, holds))
         if isinstance(reply.message, Assigned):
             return self._accept(reply.message, reply.body)
@@ -220,8 +220,11 @@ class Link:
     @property
     def _keeps(self) -> bool:
         """Whether the model that was received is needed again: for the difference to it that is sent, or to the next."""
-        differs = self._codec is not None and self._codec.uses_base
-        return differs or bool(self._welcome and self._welcome.delta_codec)
+        return self._deltas or (self._codec is not None and self._codec.uses_base)
+
+    @property
+    def _deltas(self) -> bool:
+        return self._welcome is not None and self._welcome.delta_codec != ""
 
     def submit(
         self, task: Task, spec: Spec, parameters: Parameters, num_examples: int, metrics: dict[str, float]

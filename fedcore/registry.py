@@ -149,15 +149,17 @@ def check_accepts(names: Iterable[str], own: Codec | None) -> tuple[str, ...]:
     return tuple(sorted(parts | (set(own.name.split("+")) if own else set())))
 
 
-def check_delta(name: str | None) -> None:
-    """Check that a codec can tell differences between models.
+def delta_codec(name: str | None) -> Codec | None:
+    """Return the codec of a name, if it can tell differences between models; None stays None.
 
     Raises:
         ConfigError: it makes no use of a base, or loses something.
         UnknownName: no shelf has it.
     """
-    if name is not None and not ((found := codec(name)).uses_base and found.lossless):
+    found = None if name is None else codec(name)
+    if found is not None and not (found.uses_base and found.lossless):
         raise ConfigError(f"ServerConfig.delta_codec {name!r} must be lossless and tell differences, such as 'delta+zstd'")
+    return found
 
 
 def transport(wanted: str | Transport) -> Transport:

@@ -29,7 +29,7 @@ from fedcore.hub import Hub
 from fedcore.messages import Kind, ServerStatus
 from fedcore.parameters import Parameters, Spec, check_finite, digest
 from fedcore.phase import Phase
-from fedcore.registry import check_accepts, check_delta, default_accepts
+from fedcore.registry import check_accepts, default_accepts
 from fedcore.registry import codec as find_codec
 from fedcore.registry import transport as find_transport
 from fedcore.strategy import Strategy, aggregator_of, mean_metrics
@@ -83,7 +83,6 @@ class Server:
         self._clock = clock or Clock()
         own = find_codec(codec)
         named = self.config.accept_codecs
-        check_delta(self.config.delta_codec)
         policy = self.config.policy_for(strategy)
         machine = Coordinator(
             f"run-{token_hex(6)}", num_rounds=self.config.num_rounds, policy=policy,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -27,7 +27,6 @@ class GrpcConnection(Connection):
         self._target, self._transfer, self._chunk_bytes = target, transfer, chunk_bytes
         self._models = grpc.insecure_channel(target, channel_options(transfer.message_limit))
         self._hearts = grpc.insecure_channel(target, channel_options(1 << 20))
-        self._calls: set[grpc.Call] = set()
         self._closed = False
 
     def request(self, message: Message, body: Body = (), timeout: float | None = None) -> Reply:
@@ -44,8 +43,6 @@ class GrpcConnection(Connection):
     def close(self) -> None:
         """Cut off what is in progress and close both channels."""
         self._closed = True
-        for call in list(self._calls):
-            call.cancel()
         self._models.close()
         self._hearts.close()
 
@@ -85,12 +82,13 @@ class GrpcConnection(Connection):
         assembly = Assembly(pb.ModelChunk, total, LARGEST_CHUNK, SMALLEST_CHUNK)
         start: Any = self._models.unary_stream(_path("GetGlobalModelStream"))
         call = start(fetch)
-        with _Tracked(self._calls, call):
-            try:
-                for data in call:
-                    yield assembly.take(data)
-            except grpc.RpcError as error:
-                raise status.error_of(error, self._target) from None
+        try:
+            for data in call:
+                yield assembly.take(data)
+        except grpc.RpcError as error:
+            raise status.error_of(error, self._target) from None
+        finally:
+            call.cancel()  # it may be left early
         assembly.end()
 
     def _submit(self, submit: Submit, body: Body, timeout: float | None) -> Submitted:
@@ -111,19 +109,18 @@ class GrpcConnection(Connection):
 
     def _upload(self, upload: _Upload, timeout: float | None) -> bytes:
         try:
-            return self._wait(self._models.stream_unary(_path("SubmitModelUpdateStream")), iter(upload), timeout)
+            call: Any = self._models.stream_unary(_path("SubmitModelUpdateStream"))
+            data: bytes = call(iter(upload), timeout=timeout)
+            return data
         except grpc.RpcError:
             if upload.error is not None:  # grpc would say no more than that the iterator raised
                 raise upload.error from None
             raise
 
     def _unary(self, channel: grpc.Channel, name: str, data: bytes, timeout: float | None) -> bytes:
-        return self._wait(channel.unary_unary(_path(name)), data, timeout)
-
-    def _wait(self, call: Callable[..., Any], request: Any, timeout: float | None) -> bytes:
-        """Make a call on this thread; closing the channel cuts it off."""
-        data: bytes = call(request, timeout=timeout)
-        return data
+        call: Any = channel.unary_unary(_path(name))
+        answer: bytes = call(data, timeout=timeout)
+        return answer
 
 
 class _Upload:
@@ -140,20 +137,6 @@ class _Upload:
         except Exception as error:
             self.error = error
             raise
-
-
-class _Tracked:
-    """Keeps a call in a set while it lasts, and cancels it if it is left early."""
-
-    def __init__(self, calls: set[grpc.Call], call: grpc.Call):
-        self._calls, self._call = calls, call
-
-    def __enter__(self) -> None:
-        self._calls.add(self._call)
-
-    def __exit__(self, *_: object) -> None:
-        self._calls.discard(self._call)
-        self._call.cancel()
 
 
 def _path(name: str) -> str:
