@@ -88,8 +88,9 @@ class Uploads:
     def take(self, arrival: Arrival) -> None:
         """Take an update in when there is room for it, and answer with what became of it."""
         nbytes = arrival.nbytes
-        if self._config.upload_memory is None:  # room for two: one comes in while another is summed up
-            self.budget.limit = max(_LEAST_BUDGET, 2 * nbytes)
+        if self._config.upload_memory is None and arrival.work.upload is not None:
+            # room for two: one comes in while another is summed up; small answers to other tasks do not take it away
+            self.budget.limit = max(self.budget.limit, 2 * nbytes)
         if nbytes <= _AT_ONCE and isinstance(arrival.request.body, Sequence):  # it is here, and takes less than a hand-over
             self._take(arrival, 0)
         else:
@@ -167,7 +168,8 @@ class Uploads:
 
     def _count(self, arrival: Arrival, update: Update) -> Future[None] | None:
         work = arrival.work
-        received = Traffic(bytes_received=arrival.header.manifest.total_bytes, tensor_bytes_received=arrival.nbytes)
+        nbytes = Spec.of(update.parameters).nbytes if work.upload is None else work.upload.nbytes
+        received = Traffic(bytes_received=arrival.header.manifest.total_bytes, tensor_bytes_received=nbytes)
         self._noted(work, update.client_id, arrival.route, received)
         work.updates.append(update if work.kind is Kind.INITIALIZE else replace(update, parameters={}, extents={}))
         return self._math.submit(_sum_up, work.aggregator, [update]) if work.aggregator else None

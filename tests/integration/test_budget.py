@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from fedcore import FedAvg, Grpc, Memory, Server, ServerConfig
+from fedcore import Client, FedAvg, Grpc, Memory, Server, ServerConfig, start_client
 from fedcore.broadcast import encode
 from fedcore.codecs.safetensors import Safetensors
 from fedcore.errors import ConnectionLost, FedcoreError
@@ -113,3 +113,39 @@ def test_who_waits_gets_its_turn_when_the_one_before_is_gone(wire, server):
     assert len(errors) == 1
     for hand in hands:
         hand.connection.close()
+
+
+def test_the_default_budget_is_for_two_models_whatever_comes_between():
+    """A small answer to another task, such as an evaluation, must not take the room of the models away."""
+
+    class Evaluates(Client):
+        def get_parameters(self):
+            return {"w": torch.zeros(12_000_000)}  # 48 MB: two are above the least budget
+
+        def fit(self, parameters, config):
+            return parameters, 1
+
+        def evaluate(self, parameters, config):
+            return 0.5, 1
+
+    strategy = FedAvg(Evaluates().get_parameters(), clients_per_round=1)
+    with Server("", config=ServerConfig(num_rounds=1), strategy=strategy, transport=(wire := Memory())) as server:
+        start_client(server.address, Evaluates(), "a", transport=wire)
+        history, _ = server.wait(30)
+        assert history.rounds[0].metrics["evaluate/loss"] == 0.5
+        assert server.hub.uploads.budget.limit == 2 * 48_000_000
+
+
+def test_a_first_model_is_counted_by_its_tensors():
+    class First(Client):
+        def get_parameters(self):
+            return INITIAL
+
+        def fit(self, parameters, config):
+            return parameters, 1
+
+    strategy = FedAvg(clients_per_round=1)
+    with Server("", config=ServerConfig(num_rounds=1), strategy=strategy, transport=(wire := Memory())) as server:
+        start_client(server.address, First(), "a", transport=wire)
+        server.wait(10)
+        assert server.status().traffic.tensor_bytes_received == 2 * SPEC.nbytes
