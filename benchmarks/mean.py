@@ -17,7 +17,7 @@ import torch
 from memory import extra
 
 from fedcore.aggregator import FedAvgAggregator, Update
-from fedcore.parameters import extent
+from fedcore.extents import extent
 
 
 def model(megabytes, seed):

@@ -29,6 +29,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedcore.codec import Codec, Frame, Landing
@@ -65,8 +66,8 @@ class Safetensors(Codec):
         Raises:
             SchemaMismatch: a tensor is called ``__metadata__``.
         """
-        infos = tuple(TensorInfo(name, dtype_name(t.dtype, name), tuple(t.shape)) for name, t in shard.items())
-        return [_frame_header(infos), *regions(shard.values())]
+        header = _encoded_header(tuple((name, tensor.dtype, tensor.shape) for name, tensor in shard.items()))
+        return [header, *regions(shard.values())]
 
     def decode(
         self,
@@ -139,6 +140,11 @@ def load(path: str | os.PathLike[str]) -> Parameters:
     except SchemaMismatch as error:
         raise DecodeError(str(error), reason=error.reason) from error
     return spec.tie(_landed(found, spec, None))
+
+
+@lru_cache(maxsize=1024)
+def _encoded_header(looks: tuple[tuple[str, torch.dtype, torch.Size], ...]) -> bytes:
+    return _header(TensorInfo(name, dtype_name(dtype, name), tuple(shape)) for name, dtype, shape in looks)
 
 
 @lru_cache(maxsize=1024)

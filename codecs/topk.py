@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from fedcore.errors import ConfigError
-from fedcore.parameters import expect, extent
+from fedcore.extents import extent
+from fedcore.parameters import expect
 from fedcore.tensorwise import Tensorwise, flat, numbers, row, smaller, working
 from fedcore.transport import Buffer
 from fedcore.views import raw_bytes

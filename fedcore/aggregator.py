@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from fedcore.errors import AggregationError, ConfigError, InvalidWeight, SchemaMismatch
+from fedcore.extents import extent, extents
 from fedcore.fixedpoint import Batch, FixedPointSum, batches
-from fedcore.parameters import Parameters, Spec, extent
+from fedcore.parameters import Parameters, Spec
 from fedcore.pool import Lender, borrow
 
 
@@ -105,6 +106,10 @@ class Aggregator(ABC):
         Raises:
             AggregationError: the updates add up to nothing.
         """
+
+    def fold(self, update: Update) -> None:
+        """Add an update that has passed :meth:`check`; a place to leave out what would be checked twice."""
+        self.add(update)
 
     def aggregate(self, updates: Iterable[Result]) -> Parameters:
         """Add each update and return the result."""
@@ -217,11 +222,14 @@ class FedAvgAggregator(Aggregator):
         Raises:
             UpdateRejected: it cannot be added; nothing has changed.
         """
+        self.check(update)
+        self.fold(update)
+
+    def fold(self, update: Update) -> None:
+        """Fold in an update that has passed :meth:`check`."""
         if self.max_share is None:
-            self.check(update)
             self._fold(update, self._weigh(update))
             return
-        self.check(update)
         self._arrivals += 1  # tells apart what nothing else does, and what is therefore the same
         heapq.heappush(self._held, (self._weigh(update), update.client_id, update.digest, self._arrivals, update))
         if len(self._held) > int(1 / self.max_share):
@@ -286,10 +294,11 @@ class FedAvgAggregator(Aggregator):
 
     def _start(self, like: Mapping[str, Tensor], bounding: Sequence[Mapping[str, Tensor]], least: float = 0.0) -> None:
         self._spec = Spec.of(like)
+        largest = [extents(parameters) for parameters in bounding]
         for info in self._spec.entries:
             tensor = like[info.name]
-            if tensor.is_floating_point():
-                bound = max(extent(parameters[info.name]) for parameters in bounding)
+            if info.name in largest[0]:
+                bound = max(found[info.name] for found in largest)
                 bound = max(bound, least) if bound else 0.0
                 self._sums[info.name] = FixedPointSum(tensor.shape, tensor.dtype, bound, self._fraction_bits)
             else:

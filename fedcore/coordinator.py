@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from itertools import chain
 
 from fedcore import events as ev
 from fedcore.errors import ProtocolError
@@ -123,9 +124,9 @@ class Coordinator:
         """
         member = self.roster.member(session, now)
         found = self._find(task_id)
-        if found is None or found[1].client_id != member.client_id or not (found[0].open and found[0].revive(found[1])):
+        if found is None or found.client_id != member.client_id or not found.collection.takes(found):
             raise ProtocolError("this client has no such task (any more): pull again", reason="NOT_SELECTED")
-        return found[1]
+        return found
 
     def heartbeat(self, beat: Beat, now: float) -> BeatReply:
         """Note a sign of life and answer with what the client is to do.
@@ -144,12 +145,11 @@ class Coordinator:
             self._told(member)
             return BeatReply(True, Directive.STOP, self.failed or "the run is complete")
         found = self._find(beat.task_id) if beat.task_id else None
-        if found and found[1].client_id == member.client_id:
-            collection, assignment = found
+        if found and found.client_id == member.client_id:
             if beat.status is Status.ERROR:
-                self._give_back(collection, assignment, beat.message or "the client failed", now)
-            elif assignment.state is not State.ACCEPTED and not (collection.open and collection.revive(assignment)):
-                return BeatReply(True, Directive.ABORT_TASK, f"round {collection.number} is over for this client")
+                self._give_back(found, beat.message or "the client failed", now)
+            elif found.state is not State.ACCEPTED and not found.collection.takes(found):
+                return BeatReply(True, Directive.ABORT_TASK, f"round {found.round} is over for this client")
         return BeatReply(True)
 
     # --- updates ---
@@ -163,10 +163,10 @@ class Coordinator:
         member = self.roster.member(header.session, now)
         member.status = Status.SUBMITTING_UPDATE
         found = self._find(header.task_id)
-        if found is None or found[1].client_id != member.client_id or found[1].round != header.round:
+        if found is None or found.client_id != member.client_id or found.round != header.round:
             return self._refuse(member.client_id, header.round, *misplaced(header.round, self.round), now)
-        collection, assignment = found
-        ticket = Ticket(assignment, header.digest, header.num_examples)
+        collection = found.collection
+        ticket = Ticket(found, header.digest, header.num_examples)
         if refusal := collection.refusal(ticket, self.round):
             return self._refuse(member.client_id, header.round, *refusal, now)
         if header.base_digest != collection.base_digest:
@@ -177,7 +177,7 @@ class Coordinator:
     def commit(self, ticket: Ticket, now: float) -> Submitted:
         """Count an update that is whole, valid and durable, unless it came too late or was counted before."""
         assignment = ticket.assignment
-        collection = self._collection(assignment)
+        collection = assignment.collection
         if refusal := collection.refusal(ticket, self.round):
             return self._refuse(assignment.client_id, assignment.round, *refusal, now)
         assignment.state = State.ACCEPTED
@@ -195,7 +195,7 @@ class Coordinator:
         """Let go of an admitted update that will not be committed. ``final``: trying again is of no use, the place is free."""
         assignment = ticket.assignment
         if final and assignment.pending:
-            self._give_back(self._collection(assignment), assignment, f"{reason}: {message}", now)
+            self._give_back(assignment, f"{reason}: {message}", now)
         return self._refuse(assignment.client_id, assignment.round, Outcome.REJECTED, reason, message, now)
 
     # --- rounds ---
@@ -318,25 +318,20 @@ class Coordinator:
             self._told(self.roster.members[client_id])
         return Directive.STOP if finished else Directive.CONTINUE
 
-    def _rounds(self) -> Iterable[Round]:
-        return [r for r in (self.fit, self.evaluation, self.first_model) if r] + list(self._past)
-
-    def _find(self, task_id: str) -> tuple[Round, Assignment] | None:
-        return next(((r, found) for r in self._rounds() if (found := r.find(task_id))), None)
-
-    def _collection(self, assignment: Assignment) -> Round:
-        return next(r for r in self._rounds() if r.assignments.get(assignment.client_id) is assignment)
+    def _find(self, task_id: str) -> Assignment | None:
+        rounds = chain((self.fit, self.evaluation, self.first_model), self._past)
+        return next((found for r in rounds if r and (found := r.find(task_id))), None)
 
     def _refuse(self, client_id: str, number: int, outcome: Outcome, reason: str, message: str, now: float) -> Submitted:
         if outcome is not Outcome.DUPLICATE:
             self.events.append(ev.UpdateRefused(at=now, round=number, client_id=client_id, outcome=outcome, reason=reason))
         return Submitted(outcome, reason, message, self.round, self._directive(client_id))
 
-    def _give_back(self, collection: Round, assignment: Assignment, reason: str, now: float) -> None:
+    def _give_back(self, assignment: Assignment, reason: str, now: float) -> None:
         if not assignment.pending:
             return
         assignment.state, assignment.reason = State.RETURNED, reason
-        self.changes += collection.open
+        self.changes += assignment.collection.open
         self.events.append(
             ev.TaskReturned(
                 at=now, round=assignment.round, kind=assignment.kind, client_id=assignment.client_id, reason=reason

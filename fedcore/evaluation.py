@@ -77,7 +77,7 @@ class Evaluations:
         pending = Pending(number, self._clock.now())
         with self._lock:
             self.pending += (pending,)
-        self._lane.submit(self._run, pending, job)
+        self._lane.send(self._run, pending, job)
 
     def _run(self, pending: Pending, job: Callable[[], Mapping[str, float] | None]) -> None:
         event: ev.Event | None = None

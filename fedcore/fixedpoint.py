@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedcore.errors import OutOfRange
-from fedcore.parameters import extent
+from fedcore.extents import extent
 from fedcore.views import NUMPY, elements, regions
 
 Floats = NDArray[np.float64]
@@ -34,6 +34,7 @@ _CARRY = 40  # bits of a sum that stay in the low word once there is a high one
 _ROOM = 62  # bits a low word may fill before it carries
 _LIMIT = 90  # bits a term may have, so that 8,192 of the largest fit
 _LOW = (1 << _CARRY) - 1
+_LARGEST_TERM = 2.0**_LIMIT
 _MAGIC = 1.5 * 2.0**52  # the last bit of a float64 near it stands for one: adding it rounds, and leaves an integer in the bits
 _MAGIC_BITS = int(np.float64(_MAGIC).view(np.int64))
 _MAGIC_LIMIT = 2.0**51
@@ -59,6 +60,7 @@ class FixedPointSum:
         self.shape, self.dtype = shape, dtype
         exponent = math.frexp(bound)[1] if bound > 0 and math.isfinite(bound) else 0
         self.shift = _PRECISION.get(dtype, _DEFAULT_PRECISION) - max(exponent, -512) - fraction_bits
+        self._per_unit = 2.0**self.shift
         self.size = math.prod(shape)
         self.low: Integers = np.empty(0, np.int64)
         self.high: Integers | None = None
@@ -75,11 +77,11 @@ class FixedPointSum:
         Raises:
             OutOfRange: the term cannot be represented.
         """
-        bits = math.log2(magnitude) + math.log2(weight) + self.shift if magnitude else 0.0
-        if not bits <= _LIMIT:
+        size = magnitude * self._per_unit * weight
+        if not size <= _LARGEST_TERM:
             most = math.ldexp(1.0, min(_LIMIT - self.shift, 1023)) / weight
             raise OutOfRange(f"tensor {name!r} holds {magnitude:.6g}; with weight {weight} at most {most:.6g} can be summed")
-        return float(2.0**bits)
+        return size
 
     def add(self, name: str, value: Tensor, weight: int, magnitude: float | None = None) -> None:
         """Add ``weight * value``, whose largest ``magnitude`` is measured if it is not given; all or nothing.
@@ -192,7 +194,8 @@ class Batch:
         self.sums, self.memory = dict(sums), memory
         ends = list(accumulate(total.size for total in sums.values()))
         self._stretches = [slice(end - total.size, end) for total, end in zip(sums.values(), ends, strict=True)]
-        self._small = memory.size <= _BLOCK and next(iter(sums.values())).dtype in NUMPY
+        self._dtype = next(iter(sums.values())).dtype
+        self._small = memory.size <= _BLOCK and self._dtype in NUMPY
         for total, stretch in zip(sums.values(), self._stretches, strict=True):
             total.place(memory[stretch])
 
@@ -208,7 +211,10 @@ class Batch:
                 total.add(name, values[name], weight, magnitudes[name])
             return
         row = np.empty(self.memory.size)
-        _copy(row, regions(values[name] for name in self.sums), values[next(iter(self.sums))].dtype)
+        at = 0
+        for piece in _pieces(regions(values[name] for name in self.sums), self._dtype):
+            row[at : at + piece.size] = piece
+            at += piece.size
         self._scale(row, [math.ldexp(weight, total.shift) for total in self.sums.values()])
         units = _units(row, max(sizes))
         if any(not total.empty for total in self.sums.values()):
@@ -230,9 +236,10 @@ class Batch:
         exact = self.memory.astype(np.float64)
         exact /= weight
         self._scale(exact, [math.ldexp(1.0, -total.shift) for total in self.sums.values()])
-        for name, stretch in zip(self.sums, self._stretches, strict=True):
-            if stretch.start != stretch.stop:
-                elements(into[name])[:] = exact[stretch]
+        at = 0
+        for piece in _pieces(regions(into[name] for name in self.sums), self._dtype):
+            piece[:] = exact[at : at + piece.size]
+            at += piece.size
 
     def _scale(self, row: Floats, factors: list[float]) -> None:
         if len(set(factors)) == 1:
@@ -256,12 +263,8 @@ def batches(sums: Mapping[str, FixedPointSum], memory: Integers) -> list[Batch]:
     return [*made, Batch(run, memory[begin:end])] if run else made
 
 
-def _copy(row: Floats, views: list[memoryview], dtype: torch.dtype) -> None:
-    at = 0
-    for view in views:
-        piece = np.frombuffer(view, NUMPY[dtype])
-        row[at : at + piece.size] = piece
-        at += piece.size
+def _pieces(views: list[memoryview], dtype: torch.dtype) -> Iterator[NDArray[np.floating]]:
+    return (np.frombuffer(view, NUMPY[dtype]) for view in views)
 
 
 def _blocks(value: Tensor, scale: float) -> Iterator[tuple[slice, Floats]]:

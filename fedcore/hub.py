@@ -12,10 +12,10 @@ done by the mathematics lane, in order, and the round is concluded on that same 
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from secrets import token_hex
@@ -64,6 +64,25 @@ class Parked:
     session: Session
     until: float
     future: Future[Reply]
+
+
+class Turn:
+    """Holds the machine while it is entered."""
+
+    def __init__(self, hub: Hub):
+        self._hub = hub
+
+    def __enter__(self) -> Coordinator:
+        self._hub.condition.acquire()
+        return self._hub.coordinator
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            due = self._hub.end_turn()
+        finally:
+            self._hub.condition.release()
+        for act in due:
+            act()
 
 
 class Hub:
@@ -116,30 +135,28 @@ class Hub:
         self._routes: dict[str, Route] = {}
         self._parked: dict[str, Parked] = {}
         self._due: list[Callable[[], object]] = []
-        self._seen = 0
+        self._seen, self._next_due = 0, math.inf
+        self._turn = Turn(self)
         self._agreed = self._agenda()
         self._alarm: float | None = None
 
     # --- the machine ---
 
-    @contextmanager
-    def turn(self) -> Iterator[Coordinator]:
+    def turn(self) -> Turn:
         """Hold the machine for one turn; afterwards parked clients that got work are answered and events are passed on."""
-        due: list[Callable[[], object]] = []
-        with self.condition:
-            try:
-                yield self.coordinator
-            finally:
-                changed = self._settle()
-                due, self._due = self._due, []
-                happened, self.coordinator.events = self.coordinator.events, []
-                if happened:
-                    self._observing.submit(self._tell, happened)
-                if changed or self._agenda() != self._agreed:
-                    self._agreed = self._agenda()
-                    self.condition.notify_all()
-        for act in due:
-            act()
+        return self._turn
+
+    def end_turn(self) -> list[Callable[[], object]]:
+        """Do what belongs to the end of a turn, and return what is to be done behind it, without the lock."""
+        changed, agenda = self._settle(), self._agenda()
+        due, self._due = self._due, []
+        happened, self.coordinator.events = self.coordinator.events, []
+        if happened:
+            self._observing.send(self._tell, happened)
+        if changed or agenda != self._agreed:
+            self._agreed = agenda
+            self.condition.notify_all()
+        return due
 
     def _agenda(self) -> tuple[object, ...]:
         """Return what must change before whoever waits on the condition has something new to look at.
@@ -182,7 +199,7 @@ class Hub:
 
     def record(self, event: ev.Event) -> None:
         """Pass an event on to the observers that did not come from the coordinator."""
-        self._observing.submit(self._tell, [event])
+        self._observing.send(self._tell, [event])
 
     def wait_for_round_to_complete(self, number: int | None = None, timeout: float | None = None) -> bool:
         """Block until a round has ended, committed or failed; returns whether it has within ``timeout`` seconds.
@@ -247,25 +264,25 @@ class Hub:
             )
             self._routes = {n: r for n, r in self._routes.items() if n in coordinator.roster.members}
             before = self._routes.get(message.client_id, Route(None)).traffic
-            self._routes[message.client_id] = Route(down, bool(delta), traffic=before)
-        return Registered(session, up, self._interval, coordinator.roster.lease, delta)
+            self._routes[message.client_id] = Route(down, up, bool(delta), traffic=before)
+        name = up.name if up else REFERENCE
+        return Registered(session, name, self._interval, coordinator.roster.lease, delta)
 
     def _delta_for(self, message: Register) -> str:
         if self.delta is None or not set(self.delta.name.split("+")) <= set(message.accepts):
             return ""
         return self.delta.name
 
-    def _negotiate(self, request: Request, message: Register) -> tuple[Codec | None, str]:
+    def _negotiate(self, request: Request, message: Register) -> tuple[Codec | None, Codec | None]:
         if request.peer.by_reference:
-            return None, REFERENCE
-        wanted = message.codec or self.codec.name
-        accepted_codec(wanted, self.accepts)
+            return None, None
+        up = accepted_codec(message.codec or self.codec.name, self.accepts)
         if missing := set(self.codec.name.split("+")) - set(message.accepts):
             raise CodecRefused(
                 f"the server sends {self.codec.name!r}, but client {message.client_id[:64]!r} accepts no "
                 f"{', '.join(sorted(missing))}; give the client accept_codecs=[{self.codec.name!r}]"
             )
-        return self.codec, wanted
+        return self.codec, up
 
     def status(self) -> ServerStatus:
         """Describe how the run stands."""
@@ -301,12 +318,15 @@ class Hub:
         if older:
             self._due.append(partial(answer, older.future, Reply(Wait(self.coordinator.round))))
         self._parked[parked.session.client_id] = parked
+        self._next_due = min(self._next_due, parked.until)
         if self._alarm is None or parked.until < self._alarm:
             self.condition.notify_all()
 
     def _settle(self) -> bool:
         """Look through the parked pulls: all of them if something changed, else those whose time is up."""
         now, changed = self.clock.now(), self.coordinator.changes != self._seen
+        if not changed and now < self._next_due:
+            return False
         self._seen = self.coordinator.changes
         for name, parked in list(self._parked.items()):
             if not changed and now < parked.until:
@@ -318,6 +338,7 @@ class Hub:
             if not isinstance(given, Wait) or now >= parked.until:
                 del self._parked[name]
                 self._due.append(partial(self._give, given, parked.future))
+        self._next_due = min((parked.until for parked in self._parked.values()), default=math.inf)
         return changed
 
     def _give(self, given: object, future: Future[Reply]) -> None:

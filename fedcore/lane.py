@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import ParamSpec, TypeVar
 
+log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -34,6 +36,17 @@ class Lane:
 
         self._jobs.put(run)
         return future
+
+    def send(self, job: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Queue a job whose end nobody waits for. Should it raise, that is logged."""
+
+        def run() -> None:
+            try:
+                job(*args, **kwargs)
+            except Exception:
+                log.exception("a job on the lane %s failed", self._thread.name)
+
+        self._jobs.put(run)
 
     def close(self, timeout: float | None = None) -> None:
         """Let the jobs that are queued finish, then end the thread; wait for that up to ``timeout`` seconds."""

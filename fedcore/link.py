@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
+from itertools import count
 from secrets import token_hex
 from typing import TypeVar
 
@@ -63,6 +64,9 @@ class Link:
         patience: seconds to go on trying while the server cannot be reached.
         clock: the time.
 
+    Attributes:
+        spec: what the payload of the current task looks like.
+
     Raises:
         ConfigError: an argument cannot work.
     """
@@ -84,6 +88,7 @@ class Link:
         self._connection, self._evaluates, self._patience = connection, evaluates, patience
         self._wanted = own
         self._codec: Codec | None = own
+        self._received: Codec | None = own
         self._base: Base | None = None
         self._feedback: dict[str, object] = {}
         self._clock = clock or Clock()
@@ -95,7 +100,8 @@ class Link:
         self._stopping = False
         self._status, self._step, self._total = Status.IDLE, 0, 0
         self._task: Task | None = None
-        self._spec: Spec | None = None
+        self._attempts = (f"{token_hex(8)}-{number}" for number in count(1))
+        self.spec: Spec | None = None
         self._aborted = False
         self._over: Finished | None = None
 
@@ -209,13 +215,22 @@ class Link:
         task, manifest = assigned.task, assigned.manifest
         self._task, self._aborted = task, False
         self.update_status(Status.FETCHING_MODEL)
-        codec = None if self._codec is None else accepted_codec(manifest.codec, self.accepts)
-        self._spec = spec = Spec.checked(manifest.tensors)
+        codec = self._codec_of(manifest.codec)
+        if self.spec is None or self.spec.infos != manifest.tensors:
+            self.spec = Spec.checked(manifest.tensors)
+        spec = self.spec
         parameters = spec.tie(receive(manifest, body, spec, codec, base=self._base))
         if not self._keeps:
             return task, parameters
         self._base = Base(manifest.digest, spec, parameters) if len(spec) else None
         return task, spec.copy(parameters)  # to be changed at will, as the user's code may
+
+    def _codec_of(self, name: str) -> Codec | None:
+        if self._codec is None:
+            return None
+        if self._received is None or self._received.name != name:
+            self._received = accepted_codec(name, self.accepts)
+        return self._received
 
     @property
     def _keeps(self) -> bool:
@@ -239,7 +254,7 @@ class Link:
         self.update_status(Status.SUBMITTING_UPDATE, self._step, self._total)
         feedback = dict(self._feedback)
         payload = encode(parameters, spec, self._codec, SHARD_BYTES, base=self._base, state=feedback)
-        attempt = token_hex(8)
+        attempt = next(self._attempts)
         submitted = self._insist(
             lambda: self._hand_in(
                 lambda session: Submit(
@@ -289,9 +304,9 @@ class Link:
             SchemaMismatch: the parameters do not look like the model.
         """
         task = self._task
-        if task is None or self._spec is None or task.round != round_number:
+        if task is None or self.spec is None or task.round != round_number:
             raise ProtocolError(f"no task of round {round_number} is open; call get_global_model() first")
-        spec = Spec.checked(task.upload) if task.upload else self._spec
+        spec = Spec.checked(task.upload) if task.upload else self.spec
         spec.check(parameters)
         return self.submit(task, spec, parameters, num_examples, {}).counted
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from fedcore.errors import BadMetric, ConfigError, InvalidWeight
 
@@ -65,8 +65,7 @@ class Outcome(StrEnum):
     REJECTED = "rejected"
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One tensor of a payload: its name, dtype (torch's name, without ``torch.``), shape, and the tensor it is tied to."""
 
     name: str
@@ -266,7 +265,10 @@ class Traffic:
     tensor_bytes_received: int = 0
 
     def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
+        return Traffic(
+            self.bytes_sent + other.bytes_sent, self.bytes_received + other.bytes_received,
+            self.tensor_bytes_sent + other.tensor_bytes_sent, self.tensor_bytes_received + other.tensor_bytes_received,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

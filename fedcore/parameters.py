@@ -21,10 +21,10 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from fedcore.errors import DecodeError, NonFinite, SchemaMismatch
+from fedcore.errors import DecodeError, SchemaMismatch
 from fedcore.messages import TensorInfo
 from fedcore.pool import Lender, Memory, borrow
-from fedcore.views import NUMPY, elements, raw_bytes, regions
+from fedcore.views import NUMPY, raw_bytes, regions
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("fedcore needs a little-endian machine: tensors cross the wire as they lie in memory")
@@ -43,9 +43,7 @@ DTYPES: dict[str, torch.dtype] = {
 """The closed list of dtypes a payload may have: every one torch trains in or keeps in a buffer."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 _MAX_DIMS, _MAX_NAME = 16, 1024
-_SMALL = 1 << 20  # bytes up to which numpy is faster than a call of torch
 
 
 def dtype_name(dtype: torch.dtype, what: str) -> str:
@@ -153,17 +151,21 @@ class Spec:
         Raises:
             SchemaMismatch: naming the first difference.
         """
-        names = [info.name for info in self.infos]
-        if missing := next((name for name in names if name not in parameters), None):
-            raise SchemaMismatch(f"tensor {missing!r} is missing")
-        if len(parameters) != len(names):
-            known = set(names)
+        if len(parameters) > len(self.infos):
+            known = {info.name for info in self.infos}
             extra = next(name for name in parameters if name not in known)
             raise SchemaMismatch(f"tensor {str(extra)[:80]!r} is not part of the model")
         for info in self.infos:
-            _check_tensor(info, parameters[info.name])
-            if info.alias_of and not _same(parameters[info.name], parameters[info.alias_of]):
-                raise SchemaMismatch(f"tensor {info.name!r} is tied to {info.alias_of!r} but differs from it")
+            name, dtype, shape, alias_of = info
+            if name not in parameters:
+                raise SchemaMismatch(f"tensor {name!r} is missing")
+            tensor = _check_plain(name, parameters[name])
+            if tensor.shape != shape:
+                raise SchemaMismatch(f"tensor {name!r} has shape {tuple(tensor.shape)} instead of {shape}")
+            if tensor.dtype is not DTYPES[dtype]:
+                raise SchemaMismatch(f"tensor {name!r} has dtype {dtype_name(tensor.dtype, repr(name))} instead of {dtype}")
+            if alias_of and not _same(tensor, parameters[alias_of]):
+                raise SchemaMismatch(f"tensor {name!r} is tied to {alias_of!r} but differs from it")
 
     def expect(self, other: Spec) -> None:
         """Check that a payload which claims to look like ``other`` looks like this.
@@ -184,21 +186,34 @@ class Spec:
 
     def tie(self, parameters: Parameters) -> Parameters:
         """Return ``parameters`` in this order, aliases pointing at the tensors they are tied to."""
-        return {info.name: parameters[info.alias_of or info.name] for info in self.infos}
+        return {name: parameters[alias_of or name] for name, _, _, alias_of in self.infos}
 
     def blank(self, lend: Lender = borrow) -> Parameters:
         """Return a payload of this shape in one buffer that ``lend`` gives; the contents are arbitrary.
 
         Tensors lie side by side, as they do in a frame, so that many are copied and hashed as one.
         """
-        offsets, total = [], 0
+        memory = lend(self._layout[-1].stop if self._layout else 0)
+        numbers = {kind: memory[: memory.size // kind().itemsize * kind().itemsize].view(kind) for kind in NUMPY.values()}
+        laid: Parameters = {}
+        for info, place in zip(self.entries, self._layout, strict=True):
+            kind = NUMPY.get(DTYPES[info.dtype])
+            if kind is not None and place.start != place.stop:
+                size = itemsize(info.dtype)
+                laid[info.name] = torch.from_numpy(numbers[kind][place.start // size : place.stop // size].reshape(info.shape))
+            else:
+                laid[info.name] = _laid(memory[place], info)
+        return self.tie(laid)
+
+    @cached_property
+    def _layout(self) -> tuple[slice, ...]:
+        """Where in one buffer each entry's bytes lie: side by side, each at a multiple of its element's size."""
+        places, end = [], 0
         for info in self.entries:
-            total += -total % itemsize(info.dtype)
-            offsets.append(total)
-            total += nbytes(info)
-        memory = lend(total)
-        pieces = zip(self.entries, offsets, strict=True)
-        return self.tie({info.name: _laid(memory[at : at + nbytes(info)], info) for info, at in pieces})
+            start = end + -end % itemsize(info.dtype)
+            end = start + nbytes(info)
+            places.append(slice(start, end))
+        return tuple(places)
 
     def copy(self, parameters: Mapping[str, Tensor]) -> Parameters:
         """Check ``parameters`` and return a copy on the CPU that shares no memory with it, in this order.
@@ -221,32 +236,6 @@ def copy_parameters(parameters: Mapping[str, Tensor]) -> Parameters:
         SchemaMismatch: a value is not a dense tensor of a dtype that travels.
     """
     return Spec.of(parameters).copy(parameters)
-
-
-def check_finite(parameters: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the largest magnitude in each floating-point tensor, found in one pass and without a copy.
-
-    Raises:
-        NonFinite: naming the first tensor that holds NaN or infinity.
-    """
-    extents = {name: extent(tensor) for name, tensor in parameters.items() if tensor.is_floating_point()}
-    if bad := next((name for name, magnitude in extents.items() if not math.isfinite(magnitude)), None):
-        raise NonFinite(f"tensor {bad!r} holds NaN or infinity")
-    return extents
-
-
-def extent(tensor: Tensor) -> float:
-    """Return the largest magnitude in ``tensor``: 0 when it is empty, NaN or infinite when one of its elements is."""
-    if not tensor.numel():
-        return 0.0
-    if tensor.dtype in NUMPY and tensor.nbytes <= _SMALL:
-        row = elements(tensor)
-        return float(max(row.max(), -row.min()))  # both are NaN if one element is
-    plain = tensor.detach()
-    if plain.dtype.itemsize == 1 or plain.dtype in _UNSIGNED:  # torch cannot compare these as they are
-        plain = plain.double()
-    low, high = torch.aminmax(plain)
-    return max(abs(float(low)), abs(float(high))) if low == low else math.nan
 
 
 def digest(parameters: Mapping[str, Tensor], spec: Spec | None = None) -> str:
@@ -331,18 +320,8 @@ def nbytes(info: TensorInfo) -> int:
 def _laid(memory: Memory, info: TensorInfo) -> Tensor:
     if not memory.size:
         return torch.empty(info.shape, dtype=DTYPES[info.dtype])
-    if kind := NUMPY.get(DTYPES[info.dtype]):
-        return torch.from_numpy(memory.view(kind).reshape(info.shape))
     return torch.from_numpy(memory).view(DTYPES[info.dtype]).view(info.shape)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return _storage(a) == _storage(b) or np.array_equal(raw_bytes(a), raw_bytes(b))
-
-
-def _check_tensor(info: TensorInfo, value: object) -> None:
-    tensor = _check_plain(info.name, value)
-    if tuple(tensor.shape) != info.shape:
-        raise SchemaMismatch(f"tensor {info.name!r} has shape {tuple(tensor.shape)} instead of {info.shape}")
-    if (name := dtype_name(tensor.dtype, repr(info.name))) != info.dtype:
-        raise SchemaMismatch(f"tensor {info.name!r} has dtype {name} instead of {info.dtype}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -27,18 +28,32 @@ Refusal: TypeAlias = tuple[Outcome, str, str]
 _PENDING = (State.INVITED, State.ASSIGNED)
 
 
-@dataclass
 class Assignment:
-    """One task of one client. It is answered at most once."""
+    """One task of one client. It is answered at most once.
 
-    id: str
-    client_id: str
-    round: int
-    kind: Kind
-    state: State = State.INVITED
-    digest: str = ""
-    num_examples: int = 0
-    reason: str = ""
+    Args:
+        id: its own name.
+        client_id: whose it is.
+        collection: the round it belongs to; its tally is kept right whenever the state changes.
+    """
+
+    def __init__(self, id: str, client_id: str, collection: Round):
+        self.id, self.client_id, self.collection = id, client_id, collection
+        self.round, self.kind = collection.number, collection.kind
+        self.digest, self.num_examples, self.reason = "", 0, ""
+        self._state = State.INVITED
+        collection.tally[State.INVITED] += 1
+
+    @property
+    def state(self) -> State:
+        """How far it got."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self.collection.tally[self._state] -= 1
+        self.collection.tally[state] += 1
+        self._state = state
 
     @property
     def pending(self) -> bool:
@@ -67,12 +82,13 @@ class Round:
     open: bool = True
     assignments: dict[str, Assignment] = field(default_factory=dict)  # by client id
     tasks: dict[str, Assignment] = field(default_factory=dict)  # the same by their own id
+    tally: Counter[State] = field(default_factory=Counter)  # how many assignments are in which state
 
     def invite(self, clients: Iterable[str]) -> None:
         """Reserve a place for each client."""
         for client_id in clients:
             name = f"{self.kind}-{self.number}-{len(self.assignments)}"
-            made = Assignment(name, client_id, self.number, self.kind)
+            made = Assignment(name, client_id, self)
             self.assignments[client_id] = self.tasks[name] = made
 
     def offer(self, client_id: str) -> Assignment | None:
@@ -89,6 +105,10 @@ class Round:
     def revive(self, assignment: Assignment) -> bool:
         """Return whether an answer to ``assignment`` would be taken; a lost client takes a free place again."""
         return assignment.pending or (assignment.state is State.LOST and self.vacancies > 0)
+
+    def takes(self, assignment: Assignment) -> bool:
+        """Return whether an answer to ``assignment`` is still worth the client's while."""
+        return self.open and self.revive(assignment)
 
     def find(self, task_id: str) -> Assignment | None:
         """Return the assignment with this id."""
@@ -117,17 +137,17 @@ class Round:
     @property
     def count(self) -> int:
         """How many updates count."""
-        return sum(a.state is State.ACCEPTED for a in self.assignments.values())
+        return self.tally[State.ACCEPTED]
 
     @property
     def pending(self) -> int:
         """How many answers are still expected."""
-        return sum(a.pending for a in self.assignments.values())
+        return self.tally[State.INVITED] + self.tally[State.ASSIGNED]
 
     @property
     def vacancies(self) -> int:
         """How many more clients may be asked."""
-        return self.policy.invitations - sum(a.pending or a.state is State.ACCEPTED for a in self.assignments.values())
+        return self.policy.invitations - self.pending - self.count
 
     @property
     def missing(self) -> dict[str, str]:

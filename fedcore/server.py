@@ -24,10 +24,11 @@ from fedcore.coordinator import Coordinator
 from fedcore.errors import AggregationError, ConfigError, NonFinite, RunFailed, SchemaMismatch
 from fedcore.evaluation import Evaluations
 from fedcore.events import Event, Observer
+from fedcore.extents import check_finite, runs
 from fedcore.history import History
 from fedcore.hub import Hub
 from fedcore.messages import Kind, ServerStatus
-from fedcore.parameters import Parameters, Spec, check_finite, digest
+from fedcore.parameters import Parameters, Spec, digest
 from fedcore.phase import Phase
 from fedcore.registry import check_accepts, default_accepts
 from fedcore.registry import codec as find_codec
@@ -213,7 +214,7 @@ class Server:
                     self._wait()
                 return
             self._busy = True
-        self.hub.math.submit(self._do, job)
+        self.hub.math.send(self._do, job)
 
     def _next_job(self, machine: Coordinator, now: float) -> Callable[[], None] | None:
         if machine.phase is Phase.AGGREGATING:
@@ -292,12 +293,15 @@ class Server:
     def _next_model(self, work: Work) -> tuple[Parameters, str]:
         if work.aggregator is None:
             raise AssertionError("a training round has an aggregator")
+        if work.failure is not None:
+            raise work.failure
         aggregate = work.aggregator.result()
         proposed = self.strategy.step(work.number, work.parameters, aggregate)
         spec = work.spec
         try:
             spec.check(proposed)
-            self.hub.cores.each([Job(t.nbytes, partial(check_finite, {name: t})) for name, t in proposed.items()])
+            looks = [Job(sum(t.nbytes for t in run.values()), partial(check_finite, run)) for run in runs(proposed)]
+            self.hub.cores.each(looks)
         except (SchemaMismatch, NonFinite) as error:
             raise AggregationError(f"the strategy's result is no model: {error}") from error
         # a strategy that gathers is user code, which may keep what it returned

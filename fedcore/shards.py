@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from torch import Tensor
 
@@ -29,10 +29,16 @@ class Shard:
 
     def take(self, parameters: Mapping[str, Tensor]) -> Parameters:
         """Return this shard of ``parameters`` as views of its memory (tensors must be contiguous and on the CPU)."""
+        if self._whole:
+            return {name: parameters[name] for name, _ in self.origins}
         return {
             info.name: _cut(parameters[name], start, info)
             for info, (name, start) in zip(self.spec.entries, self.origins, strict=True)
         }
+
+    @cached_property
+    def _whole(self) -> bool:
+        return all(info.name == name for info, (name, _) in zip(self.spec.entries, self.origins, strict=True))
 
 
 @lru_cache(maxsize=16)
@@ -71,8 +77,6 @@ def _slices(info: TensorInfo, step: int) -> Iterator[Shard]:
 
 
 def _cut(tensor: Tensor, start: int, info: TensorInfo) -> Tensor:
-    if tuple(tensor.shape) == info.shape and start == 0:
-        return tensor
     return tensor.reshape(-1)[start : start + math.prod(info.shape)]
 
 

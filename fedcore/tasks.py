@@ -24,7 +24,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Work:
-    """What one collection is about. ``upload`` is what answers must look like; None takes any model (the first one)."""
+    """What one collection is about.
+
+    ``upload`` is what answers must look like; None takes any model (the first one). ``failure`` is the first error of the
+    aggregator after an update was acknowledged: there can be no model then.
+    """
 
     kind: Kind
     number: int
@@ -36,13 +40,15 @@ class Work:
     updates: list[Update] = field(default_factory=list)  # without tensors
     configs: dict[str, dict[str, Value]] = field(default_factory=dict)
     traffic: dict[str, Traffic] = field(default_factory=dict)
+    failure: Exception | None = None
 
 
 @dataclass
 class Route:
-    """How a client is sent models, what it holds, and what went over the wire so far."""
+    """How a client is sent models and sends updates, what it holds, and what went over the wire so far."""
 
     codec: Codec | None  # None: by reference
+    upload: Codec | None = None
     deltas: bool = False
     holds: str = ""
     traffic: Traffic = field(default_factory=Traffic)
@@ -72,7 +78,7 @@ class Tasks:
 
     def brief(self, assignment: Assignment, route: Route, reply: Future[Reply]) -> None:
         """Answer ``reply`` with the task and its payload, when they are ready."""
-        self._math.submit(self._brief, assignment, route, reply)
+        self._math.send(self._brief, assignment, route, reply)
 
     def count(self, work: Work, client_id: str, route: Route, more: Traffic) -> None:
         """Note what went over the wire: of the run, of the client, and of the client in this collection."""

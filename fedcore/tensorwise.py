@@ -18,8 +18,9 @@ from torch import Tensor
 
 from fedcore.codec import Codec, Frame, frame_bytes
 from fedcore.errors import DecodeError
+from fedcore.extents import extent
 from fedcore.messages import TensorInfo
-from fedcore.parameters import DTYPES, Parameters, Spec, dtype_name, expect, extent, land, nbytes
+from fedcore.parameters import DTYPES, Parameters, Spec, dtype_name, expect, land, nbytes
 from fedcore.transport import Buffer
 from fedcore.views import raw_bytes
 

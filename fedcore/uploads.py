@@ -13,14 +13,15 @@ from secrets import token_hex
 from fedcore.aggregator import Aggregator, Update
 from fedcore.budget import Budget
 from fedcore.clock import Clock
-from fedcore.codec import Base
+from fedcore.codec import Base, Codec
 from fedcore.config import ServerConfig
 from fedcore.coordinator import Coordinator
 from fedcore.errors import FedcoreError, RemoteError, TooLarge, TransportError
+from fedcore.extents import check_finite
 from fedcore.intake import receive
 from fedcore.lane import Lane
 from fedcore.messages import Kind, Outcome, Submit, Submitted, Traffic, check_metrics, check_num_examples
-from fedcore.parameters import Spec, check_finite
+from fedcore.parameters import Spec
 from fedcore.pool import Lender
 from fedcore.registry import accepted_codec
 from fedcore.round import Ticket
@@ -101,9 +102,9 @@ class Uploads:
         self._threads.shutdown(wait=True)
 
     def _take(self, arrival: Arrival, nbytes: int) -> None:
-        summed: Future[None] | None = None
+        counted = False
         try:
-            summed = self._take_in(arrival, nbytes)
+            counted = self._take_in(arrival, nbytes)
         except FedcoreError as error:
             self._reject(arrival, error)
         except Exception:
@@ -111,25 +112,25 @@ class Uploads:
             log.exception("error %s while taking in the update for task %s", name, arrival.ticket.assignment.id)
             self._reject(arrival, RemoteError(f"internal error {name}; the server's log has the details"))
         finally:
-            if summed is None:
+            if not counted:
                 self.budget.leave(nbytes)
-            else:
-                summed.add_done_callback(lambda _: self.budget.leave(nbytes))
 
-    def _take_in(self, arrival: Arrival, nbytes: int) -> Future[None] | None:
+    def _take_in(self, arrival: Arrival, nbytes: int) -> bool:
+        """Take an update in; returns whether it is handed on, and with it the care for its memory."""
         if nbytes:  # while it waited in line the round may have closed
             with self._turn() as coordinator:
                 admitted = coordinator.admit(arrival.header, self._clock.now())
             if isinstance(admitted, Submitted):
                 answer(arrival.reply, Reply(admitted))
-                return None
-        summed, update = None, self._read(arrival.work, arrival.request, arrival.header)
+                return False
+        update = self._read(arrival)
         with self._turn() as coordinator:
             submitted = coordinator.commit(arrival.ticket, self._clock.now())
-            if submitted.outcome is Outcome.ACCEPTED:  # in this turn, so that no conclusion gets in between
-                summed = self._count(arrival, update)
+            counts = submitted.outcome is Outcome.ACCEPTED
+            if counts:  # in this turn, so that no conclusion gets in between
+                self._count(arrival, update, nbytes)
         answer(arrival.reply, Reply(submitted))
-        return summed
+        return counts
 
     def _reject(self, arrival: Arrival, error: FedcoreError) -> None:
         with self._turn() as coordinator:
@@ -141,15 +142,16 @@ class Uploads:
         else:
             answer(arrival.reply, Reply(refused))
 
-    def _read(self, work: Work, request: Request, header: Submit) -> Update:
+    def _read(self, arrival: Arrival) -> Update:
         """Return the update, if everything about it is as it must be; the cheap checks come before the body is read."""
+        work, request, header = arrival.work, arrival.request, arrival.header
         check_num_examples(header.num_examples, self._config.max_examples)
         metrics = check_metrics(header.metrics)
         by_reference = request.peer.by_reference
-        codec = None if by_reference else accepted_codec(header.manifest.codec, self._accepts)
-        claimed = Spec.checked(header.manifest.tensors)
-        spec = self._first_spec(claimed) if work.upload is None else work.upload
-        spec.expect(claimed)
+        codec = None if by_reference else self._codec_of(header.manifest.codec, arrival.route.upload)
+        spec = self._first_spec(Spec.checked(header.manifest.tensors)) if work.upload is None else work.upload
+        if header.manifest.tensors != spec.infos:
+            spec.expect(Spec.checked(header.manifest.tensors))
         base = self._base(header.manifest.base) if header.manifest.base else None
         parameters = receive(header.manifest, request.body, spec, codec, base=base, lend=self._lend)
         if by_reference:
@@ -161,20 +163,32 @@ class Uploads:
             work.aggregator.check(update)
         return update
 
+    def _codec_of(self, name: str, agreed: Codec | None) -> Codec:
+        return agreed if agreed is not None and agreed.name == name else accepted_codec(name, self._accepts)
+
     def _first_spec(self, spec: Spec) -> Spec:
         if spec.nbytes > self._config.max_model_bytes:
             raise TooLarge(f"a model of {spec.nbytes} bytes is above max_model_bytes, {self._config.max_model_bytes}")
         return spec
 
-    def _count(self, arrival: Arrival, update: Update) -> Future[None] | None:
+    def _count(self, arrival: Arrival, update: Update, room: int) -> None:
         work = arrival.work
         nbytes = Spec.of(update.parameters).nbytes if work.upload is None else work.upload.nbytes
+        bare = replace(update, parameters={}, extents={})
         received = Traffic(bytes_received=arrival.header.manifest.total_bytes, tensor_bytes_received=nbytes)
         self._noted(work, update.client_id, arrival.route, received)
-        work.updates.append(update if work.kind is Kind.INITIALIZE else replace(update, parameters={}, extents={}))
-        return self._math.submit(_sum_up, work.aggregator, [update]) if work.aggregator else None
+        work.updates.append(update if work.kind is Kind.INITIALIZE else bare)
+        if work.aggregator is None:
+            self.budget.leave(room)
+        else:
+            self._math.send(self._sum_up, work, work.aggregator, [update], room)
 
-
-def _sum_up(aggregator: Aggregator, box: list[Update]) -> None:
-    """Add the update in the box, and let go of it before whoever waits for its memory is told that this is done."""
-    aggregator.add(box.pop())
+    def _sum_up(self, work: Work, aggregator: Aggregator, box: list[Update], room: int) -> None:
+        """Add the update in the box, and let go of it before whoever waits for its memory is told that this is done."""
+        try:
+            aggregator.fold(box.pop())
+        except Exception as error:
+            log.exception("an update of round %d that was acknowledged could not be added", work.number)
+            work.failure = work.failure or error
+        finally:
+            self.budget.leave(room)

@@ -52,7 +52,7 @@ class Worker:
     def _do(self, task: Task, parameters: Parameters) -> None:
         self._link.update_status(Status.TRAINING)
         self._client._report = lambda step, total: self._link.update_status(Status.TRAINING, step, total)
-        spec = Spec.of(parameters) if task.kind is not Kind.INITIALIZE else None
+        spec = self._link.spec if task.kind is not Kind.INITIALIZE else None
         try:
             update = self._answer(task, parameters)
             parameters = {}  # what was received is not kept through the upload

@@ -8,7 +8,8 @@ from itertools import permutations
 import torch
 
 from fedcore.aggregator import Update
-from fedcore.parameters import Parameters, Spec, check_finite, copy_parameters, digest
+from fedcore.extents import check_finite
+from fedcore.parameters import Parameters, Spec, copy_parameters, digest
 from fedcore.strategy import Strategy, aggregator_of
 
 _CLIENTS = 4

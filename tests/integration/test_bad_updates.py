@@ -143,3 +143,21 @@ def test_a_failed_round_keeps_its_number_and_the_run_goes_on():
     assert history[1] == (2, {})
     assert "not today" in history.rounds[1].reason
     assert final["w"].tolist() == [[3.0] * 3] * 2
+
+
+def test_an_aggregator_that_fails_on_an_acknowledged_update_fails_the_round():
+    class Drops(FedAvgAggregator):
+        def fold(self, update):
+            if update.round == 1 and update.client_id == "client-1":
+                raise ValueError("lost it")
+            super().fold(update)
+
+    class Strategy(FedAvg):
+        def start_round(self, server_round, parameters):
+            return Drops(parameters)
+
+    strategy = Strategy(INITIAL, min_fit_clients=2, clients_per_round=2)
+    history, final = run_federation([Good(), Good()], strategy=strategy, config=ServerConfig(num_rounds=1))
+    assert [(r.number, r.outcome) for r in history.rounds] == [(1, "failed"), (2, "committed")]
+    assert "lost it" in history.rounds[0].reason
+    assert final["w"].tolist() == [[1.0] * 3] * 2

@@ -23,8 +23,8 @@ QUICK = settings(deadline=None, derandomize=True, database=None, max_examples=40
 names = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=12).filter(
     lambda name: name.isprintable() and name != "__metadata__"
 )
-infos = st.builds(
-    TensorInfo, names, st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 4), max_size=4).map(tuple)
+infos = st.tuples(names, st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 4), max_size=4).map(tuple)).map(
+    lambda parts: TensorInfo(*parts)
 )
 specs = st.lists(infos, max_size=6, unique_by=lambda info: info.name).map(Spec.checked)
 

@@ -216,7 +216,7 @@ class TestOutcomes:
     def test_not_selected_without_a_task_of_ones_own(self, run):
         task = run.pull("a")
         assert run.submit(task, name="b").outcome is Outcome.NOT_SELECTED
-        other = Assignment("made-up", "a", 1, Kind.FIT)
+        other = Assignment("made-up", "a", run.machine.fit)
         assert run.submit(other, name="a").outcome is Outcome.NOT_SELECTED
 
     def test_trained_on_another_model(self, run):

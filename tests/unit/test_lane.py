@@ -87,3 +87,13 @@ def test_a_lane_keeps_nothing_of_a_job_that_is_done(lane):
     lane.submit(id, Big()).result(5)
     lane.submit(int).result(5)
     assert Big.gone.wait(5)
+
+
+def test_l2_a_job_nobody_waits_for_is_logged_when_it_fails(lane, caplog):
+    def fails():
+        raise ValueError("boom")
+
+    lane.send(fails)
+    assert lane.submit(lambda: "alive").result(5) == "alive"
+    assert "fedcore-test-lane" in caplog.text
+    assert "boom" in caplog.text

@@ -9,9 +9,9 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcore.errors import ConfigError, NonFinite, SchemaMismatch
+from fedcore.errors import ConfigError, SchemaMismatch
 from fedcore.messages import TensorInfo
-from fedcore.parameters import DTYPES, Spec, check_finite, copy_parameters, digest, extent, itemsize
+from fedcore.parameters import DTYPES, Spec, copy_parameters, digest, itemsize
 from fedcore.shards import shards
 from fedcore.views import contiguous, raw_bytes
 
@@ -400,50 +400,6 @@ class TestDigest:
         expected = blake3(f"[('w', '{dtype}', (4,), '')]".encode())
         expected.update(some(dtype).view(torch.uint8).numpy().tobytes())
         assert digest({"w": some(dtype)}) == expected.hexdigest()
-
-
-class TestFinite:
-    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-    @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "float8_e5m2"])
-    def test_c11_u15_one_bad_element_is_found_and_its_tensor_named(self, dtype, bad):
-        tensor = torch.zeros(2, 3)
-        tensor[1, 2] = bad
-        with pytest.raises(NonFinite, match="'second'"):
-            check_finite({"first": torch.zeros(2), "second": tensor.to(DTYPES[dtype])})
-
-    def test_c11_a_bad_scalar_tensor_is_found(self):
-        with pytest.raises(NonFinite, match="'s'"):
-            check_finite({"s": torch.tensor(math.nan)})
-
-    def test_u18_extremes_are_fine(self):
-        check_finite({
-            "w": torch.tensor([3.4e38, -3.4e38, 1e-45, -0.0]), "d": torch.tensor([1.7e308], dtype=torch.float64),
-            "e": torch.empty(0), "n": torch.tensor([1 << 62]), "b": torch.tensor(True), "h": torch.tensor(65504.0).half(),
-        })  # fmt: skip
-
-
-class TestExtent:
-    @pytest.mark.parametrize("dtype", DTYPES)
-    def test_every_dtype(self, dtype):
-        assert extent(some(dtype)) == (1.0 if dtype == "bool" else 3.0)
-        assert extent(some(dtype)[1]) == 1.0
-        assert extent(torch.empty(0, 2, dtype=DTYPES[dtype])) == 0.0
-
-    @pytest.mark.parametrize("values", [[-5.0, 2.0], [2.0, -5.0], [5.0, -2.0]])
-    def test_the_largest_magnitude_of_either_sign(self, values):
-        assert extent(torch.tensor(values)) == 5.0
-
-    def test_nan_and_infinity_show_wherever_they_are(self):
-        for position in range(3):
-            tensor = torch.ones(3)
-            tensor[position] = math.nan
-            assert math.isnan(extent(tensor))
-            tensor[position] = -math.inf
-            assert extent(tensor) == math.inf
-
-    def test_the_smallest_integer(self):
-        assert extent(torch.tensor([-(1 << 63), 5])) == 2.0**63
-        assert extent(torch.tensor([-128], dtype=torch.int8)) == 128.0
 
 
 class TestRawBytes:

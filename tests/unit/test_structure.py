@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SHELVES = ("codecs", "transports", "protos", "strategies", "filters", "estimators", "data", "engines", "observers", "adapters")
 ROWS = [
-    {"errors", "parameters", "messages", "shards", "pool", "views"},
+    {"errors", "parameters", "messages", "shards", "pool", "views", "extents"},
     {
         "codec", "transport", "client", "aggregator", "fixedpoint", "strategy", "policy", "registry", "security", "config",
         "events", "history", "compression", "tensorwise", "blockwise",
