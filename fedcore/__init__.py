@@ -48,7 +48,7 @@ _HOMES = {
     "transport": ("Connection", "Listener", "Transport"),
     "transports.grpc": ("Grpc",),
     "transports.memory": ("Memory",),
-    "worker": ("start_client",),
+    "worker": ("start_client", "start_clients"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = ("events", "testing")
@@ -98,6 +98,7 @@ if TYPE_CHECKING:
     from fedcore.transports.grpc import Grpc as Grpc
     from fedcore.transports.memory import Memory as Memory
     from fedcore.worker import start_client as start_client
+    from fedcore.worker import start_clients as start_clients
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ class Cores:
     """
 
     def __init__(self, count: int | None = None):
-        self._count = count or _lent()
+        self._count = count or cores_lent()
         self._threads = ThreadPoolExecutor(max(1, self._count - 1), "fedcore-core")
 
     def each(self, jobs: Sequence[Job]) -> None:
@@ -49,5 +49,6 @@ def _work(jobs: Iterator[Job]) -> None:
         job.run()
 
 
-def _lent() -> int:
+def cores_lent() -> int:
+    """Return how many cores the machine lends this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -56,6 +56,8 @@ from fedcore.uploads import Arrival, Uploads
 
 log = logging.getLogger(__name__)
 
+_EVENTS_REST = 0.005  # seconds that events may be late, so that those of many clients are passed on together
+
 
 @dataclass
 class Parked:
@@ -131,7 +133,7 @@ class Hub:
         )  # fmt: skip
         self.metrics: dict[str, float] = {}
         self._interval, self._started = config.heartbeat_interval, clock.now()
-        self._observing, self._observe = Lane("fedcore-events"), observe
+        self._observing, self._observe = Lane("fedcore-events", rest=_EVENTS_REST), observe
         self._routes: dict[str, Route] = {}
         self._parked: dict[str, Parked] = {}
         self._due: list[Callable[[], object]] = []

@@ -16,6 +16,7 @@ from fedcore.shards import Shard, shards
 from fedcore.transport import Body
 
 _OVERHEAD, _OVERHEAD_EACH = 1 << 16, 1 << 12  # what a frame may hold beside the tensors
+_LENGTHY = 1 << 17  # bytes whose copy takes longer than to hand the interpreter to another thread and to get it back
 
 
 def receive(
@@ -112,8 +113,10 @@ class Source:
             if not self._rest.nbytes:
                 self._rest = self._next()
             taken = min(wanted - filled, self._rest.nbytes)
-            # numpy's copy lets other threads run meanwhile, that of memoryviews does not
-            np.copyto(np.frombuffer(target[filled : filled + taken], np.uint8), np.frombuffer(self._rest[:taken], np.uint8))
+            if taken < _LENGTHY:
+                target[filled : filled + taken] = self._rest[:taken]
+            else:  # numpy's copy lets other threads run meanwhile, that of memoryviews does not
+                np.copyto(np.frombuffer(target[filled : filled + taken], np.uint8), np.frombuffer(self._rest[:taken], np.uint8))
             filled, self._rest = filled + taken, self._rest[taken:]
 
     def frame(self, length: int) -> memoryview:

@@ -15,9 +15,15 @@ T = TypeVar("T")
 
 
 class Lane:
-    """Runs jobs in order on a thread of its own. The thread is a daemon: user code that never returns cannot keep a process."""
+    """Runs jobs in order on a thread of its own. The thread is a daemon: user code that never returns cannot keep a process.
 
-    def __init__(self, name: str):
+    Args:
+        name: of the thread.
+        rest: seconds it lets pass when it wakes up, so that it need not wake up for each of many small jobs.
+    """
+
+    def __init__(self, name: str, *, rest: float = 0.0):
+        self._rest, self._closing = rest, threading.Event()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -51,10 +57,18 @@ class Lane:
     def close(self, timeout: float | None = None) -> None:
         """Let the jobs that are queued finish, then end the thread; wait for that up to ``timeout`` seconds."""
         self._jobs.put(None)
+        self._closing.set()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next()) is not None:
             job()
             del job
+
+    def _next(self) -> Callable[[], None] | None:
+        if not self._rest or not self._jobs.empty():
+            return self._jobs.get()
+        job = self._jobs.get()
+        self._closing.wait(self._rest)
+        return job

@@ -6,10 +6,11 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
-from itertools import count
+from itertools import count, repeat
 from secrets import token_hex
 from typing import TypeVar
 
+from fedcore import turns
 from fedcore.broadcast import encode
 from fedcore.clock import Clock
 from fedcore.codec import REFERENCE, Base, Codec
@@ -85,6 +86,7 @@ class Link:
         own = None if codec is None else find_codec(codec)
         self.client_id = check_client_id(client_id)
         self.accepts = default_accepts(own) if accept_codecs is None else check_accepts(accept_codecs, own)
+        connection.wait = turns.result
         self._connection, self._evaluates, self._patience = connection, evaluates, patience
         self._wanted = own
         self._codec: Codec | None = own
@@ -100,7 +102,7 @@ class Link:
         self._stopping = False
         self._status, self._step, self._total = Status.IDLE, 0, 0
         self._task: Task | None = None
-        self._attempts = (f"{token_hex(8)}-{number}" for number in count(1))
+        self._attempts = map("{}-{}".format, repeat(token_hex(8)), count(1))
         self.spec: Spec | None = None
         self._aborted = False
         self._over: Finished | None = None
@@ -114,7 +116,7 @@ class Link:
             FedcoreError: the server refused, or could not be reached for ``patience`` seconds.
         """
         message = Register(self.client_id, self._wanted.name if self._wanted else "", self.accepts, self._evaluates)
-        self._welcomed(self._insist(lambda: self._connection.request(message, timeout=self._patience)))
+        self._welcomed(self._insist(lambda: self._call(message, timeout=self._patience)))
         return True
 
     @property
@@ -140,10 +142,16 @@ class Link:
         """Make a request under the current session; if the server does not know it (any more), under a new one."""
         session = self.session
         try:
-            return self._connection.request(make(session), body)
+            return self._call(make(session), body)
         except (NotRegistered, RunChanged) as error:
             self._register_again(session, error)
-            return self._connection.request(make(self.session), body)
+            return self._call(make(self.session), body)
+
+    def _call(self, message: Message, body: Body = (), timeout: float | None = None) -> Reply:
+        if self._connection.takes_turns:
+            return self._connection.request(message, body, timeout)
+        with turns.away():
+            return self._connection.request(message, body, timeout)
 
     def _register_again(self, stale: Session, error: FedcoreError) -> None:
         with self._registering:
@@ -173,7 +181,7 @@ class Link:
 
     def _pause(self, seconds: float) -> None:
         until = self._clock.now() + seconds
-        with self._condition:
+        with turns.away(), self._condition:
             while not self._over and (left := until - self._clock.now()) > 0:
                 self._clock.wait(self._condition, left)
 
@@ -279,7 +287,7 @@ class Link:
         """Tell the server that a task will not be done; never raises, because it is called when something else failed."""
         beat = Beat(self.session, Status.ERROR, round=task.round, task_id=task.id, message=reason[:500])
         try:
-            self._connection.request(beat, timeout=5.0)
+            self._call(beat, timeout=5.0)
         except FedcoreError as error:
             log.warning("client %s could not give task %s back: %s", self.client_id, task.id, error)
         self._task = None
@@ -319,7 +327,7 @@ class Link:
             ConfigError: the status is none of the six.
         """
         try:
-            self._status = Status(status)
+            self._status = status if type(status) is Status else Status(status)
         except ValueError:
             raise ConfigError(f"status {status!r} is none of: {', '.join(Status)}") from None
         self._step, self._total = max(0, int(current_step)), max(0, int(total_steps))

@@ -19,6 +19,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from blake3 import blake3
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedcore.errors import DecodeError, SchemaMismatch
@@ -194,15 +195,18 @@ class Spec:
         Tensors lie side by side, as they do in a frame, so that many are copied and hashed as one.
         """
         memory = lend(self._layout[-1].stop if self._layout else 0)
-        numbers = {kind: memory[: memory.size // kind().itemsize * kind().itemsize].view(kind) for kind in NUMPY.values()}
+        rows: dict[str, NDArray[np.floating]] = {}
         laid: Parameters = {}
         for info, place in zip(self.entries, self._layout, strict=True):
-            kind = NUMPY.get(DTYPES[info.dtype])
-            if kind is not None and place.start != place.stop:
-                size = itemsize(info.dtype)
-                laid[info.name] = torch.from_numpy(numbers[kind][place.start // size : place.stop // size].reshape(info.shape))
-            else:
-                laid[info.name] = _laid(memory[place], info)
+            name, dtype, shape, _ = info
+            kind = NUMPY.get(DTYPES[dtype])
+            if kind is None or place.start == place.stop:
+                laid[name] = _laid(memory[place], info)
+                continue
+            size = itemsize(dtype)
+            if dtype not in rows:
+                rows[dtype] = memory[: memory.size // size * size].view(kind)
+            laid[name] = torch.from_numpy(rows[dtype][place.start // size : place.stop // size].reshape(shape))
         return self.tie(laid)
 
     @cached_property

@@ -293,6 +293,7 @@ class Server:
     def _next_model(self, work: Work) -> tuple[Parameters, str]:
         if work.aggregator is None:
             raise AssertionError("a training round has an aggregator")
+        self.hub.uploads.sum_up(work)
         if work.failure is not None:
             raise work.failure
         aggregate = work.aggregator.result()

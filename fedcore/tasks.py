@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -40,6 +41,7 @@ class Work:
     updates: list[Update] = field(default_factory=list)  # without tensors
     configs: dict[str, dict[str, Value]] = field(default_factory=dict)
     traffic: dict[str, Traffic] = field(default_factory=dict)
+    unsummed: deque[tuple[Update, int]] = field(default_factory=deque)  # with the room each takes of the budget
     failure: Exception | None = None
 
 

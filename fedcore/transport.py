@@ -62,7 +62,16 @@ class Listener(ABC):
 
 
 class Connection(ABC):
-    """The client's end. Any number of threads may make requests at once; a beat never waits behind a body."""
+    """The client's end. Any number of threads may make requests at once; a beat never waits behind a body.
+
+    Attributes:
+        takes_turns: whether :meth:`request` waits with :attr:`wait` and with nothing else; if not, the caller's turn among
+            the threads of its process is given up for the whole request.
+        wait: waits for a future up to a number of seconds and returns its result; the link puts in one that takes turns.
+    """
+
+    takes_turns: bool = False
+    wait: Callable[[Future[Reply], float | None], Reply] = staticmethod(Future.result)
 
     @abstractmethod
     def request(self, message: Message, body: Body = (), timeout: float | None = None) -> Reply:

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from secrets import token_hex
 
-from fedcore.aggregator import Aggregator, Update
+from fedcore.aggregator import Update
 from fedcore.budget import Budget
 from fedcore.clock import Clock
 from fedcore.codec import Base, Codec
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 _THREADS = 32  # a reader waits for its client most of the time
 _LEAST_BUDGET = 64 << 20
 _AT_ONCE = 1 << 16
+_BATCH = 1 << 20  # bytes of small updates that are summed up together
 
 
 @dataclass(frozen=True)
@@ -174,21 +175,25 @@ class Uploads:
     def _count(self, arrival: Arrival, update: Update, room: int) -> None:
         work = arrival.work
         nbytes = Spec.of(update.parameters).nbytes if work.upload is None else work.upload.nbytes
-        bare = replace(update, parameters={}, extents={})
         received = Traffic(bytes_received=arrival.header.manifest.total_bytes, tensor_bytes_received=nbytes)
         self._noted(work, update.client_id, arrival.route, received)
+        bare = Update({}, update.num_examples, update.client_id, update.round, update.metrics, update.digest)
         work.updates.append(update if work.kind is Kind.INITIALIZE else bare)
         if work.aggregator is None:
             self.budget.leave(room)
-        else:
-            self._math.send(self._sum_up, work, work.aggregator, [update], room)
+            return
+        work.unsummed.append((update, room))
+        if room or len(work.unsummed) * nbytes >= _BATCH:  # a few small ones are worth no hand-over: they wait for the next
+            self._math.send(self.sum_up, work)
 
-    def _sum_up(self, work: Work, aggregator: Aggregator, box: list[Update], room: int) -> None:
-        """Add the update in the box, and let go of it before whoever waits for its memory is told that this is done."""
-        try:
-            aggregator.fold(box.pop())
-        except Exception as error:
-            log.exception("an update of round %d that was acknowledged could not be added", work.number)
-            work.failure = work.failure or error
-        finally:
-            self.budget.leave(room)
+    def sum_up(self, work: Work) -> None:
+        """Add the updates that wait for it to the sums of their round; on the mathematics lane."""
+        while work.unsummed and work.aggregator:
+            room = work.unsummed[0][1]
+            try:
+                work.aggregator.fold(work.unsummed.popleft()[0])  # and let go of it before others are told of its room
+            except Exception as error:
+                log.exception("an update of round %d that was acknowledged could not be added", work.number)
+                work.failure = work.failure or error
+            finally:
+                self.budget.leave(room)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import operator
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedcore.client import Client, offers_evaluation
 from fedcore.clock import Clock
 from fedcore.codec import Codec
+from fedcore.cores import cores_lent
 from fedcore.errors import ConfigError, InvalidWeight, SchemaMismatch, from_reason
 from fedcore.link import Link
 from fedcore.messages import Finished, Kind, Outcome, Status, Task, check_metrics
@@ -17,6 +19,7 @@ from fedcore.parameters import Parameters, Spec
 from fedcore.pool import drain
 from fedcore.registry import transport as find_transport
 from fedcore.transport import Transport
+from fedcore.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +127,48 @@ def start_client(
         finally:
             drain()
     log.info("client %s: %s", client_id, message)
+
+
+def start_clients(
+    server_address: str,
+    clients: Mapping[str, Client],
+    *,
+    at_once: int | None = None,
+    transport: str | Transport = "grpc",
+    **settings: Any,
+) -> None:
+    """Take part with several clients from one process: each has a thread and a connection of its own, and they work in turns.
+
+    Args:
+        server_address: where the server listens.
+        clients: the training code of each, by client id.
+        at_once: how many may work at a time, in their own code or fedcore's; those that wait for the server do not count.
+            None: as many as there are cores. With small models 1 is fastest.
+        transport: a name, or a transport; the server's.
+        settings: as for :func:`start_client`.
+
+    Raises:
+        ConfigError: an argument cannot work.
+        Exception: what the first client raised that failed, when all have ended.
+    """
+    shared, gate = find_transport(transport), Turns(cores_lent() if at_once is None else at_once)
+    failures: list[BaseException] = []
+
+    def work(client_id: str, client: Client) -> None:
+        try:
+            with gate:
+                start_client(server_address, client, client_id, transport=shared, **settings)
+        except BaseException as error:
+            log.debug("client %s ended with an error", client_id, exc_info=error)
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=pair, name=f"fedcore-{pair[0]}", daemon=True) for pair in clients.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 def _unpack_fit(result: object) -> tuple[Mapping[str, Any], int, dict[str, float]]:

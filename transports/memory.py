@@ -69,8 +69,9 @@ class _Listener(Listener):
 
     def serve(self, request: Request) -> Future[Reply]:
         future = self._handler(request)
-        self._open.add(future)
-        future.add_done_callback(self._open.discard)
+        if not future.done():
+            self._open.add(future)
+            future.add_done_callback(self._open.discard)
         return future
 
     def stop(self, grace: float = 0.0) -> None:
@@ -83,6 +84,8 @@ class _Listener(Listener):
 
 
 class _Connection(Connection):
+    takes_turns = True  # the handler runs on the caller's thread: only the waiting is spent away
+
     def __init__(self, address: str, peer: Identity):
         self._address, self._peer = address, peer
         self._open: set[Future[Reply]] = set()
@@ -93,9 +96,11 @@ class _Connection(Connection):
         if listener is None:
             raise ConnectionLost(f"nothing listens at {self._address!r}" if not self._closed else "the connection is closed")
         future = listener.serve(Request(message, body, self._peer))
+        if future.done():
+            return future.result()
         self._open.add(future)
         try:
-            return future.result(timeout)
+            return self.wait(future, timeout)
         except FutureTimeout as error:
             if future.done():  # the handler's own DeadlineExceeded is a TimeoutError, too
                 raise

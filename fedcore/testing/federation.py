@@ -16,6 +16,7 @@ from fedcore.registry import transport as find_transport
 from fedcore.server import Server
 from fedcore.strategy import Strategy
 from fedcore.transport import Transport
+from fedcore.turns import Turns
 from fedcore.worker import start_client
 
 
@@ -30,6 +31,7 @@ def run_federation(
     client_ids: Sequence[str] | None = None,
     observers: Sequence[Observer] = (),
     timeout: float = 60.0,
+    at_once: int | None = None,
 ) -> tuple[History, Parameters]:
     """Run a server and its clients, each on a thread, and return ``(history, final_parameters)``.
 
@@ -45,6 +47,7 @@ def run_federation(
         client_ids: the clients' names; by default ``client-0``, ``client-1``, ...
         observers: callables that receive every event.
         timeout: seconds after which a run that does not end is an error.
+        at_once: how many clients may work at a time; None: all.
 
     Raises:
         Exception: what the first client raised whose code failed, unless the run went on to its end without it.
@@ -56,11 +59,13 @@ def run_federation(
         raise ConfigError(f"{len(names)} client_ids for {len(clients)} clients")
     wire = find_transport(transport)
     failures: list[BaseException] = []
+    gate = Turns(at_once or len(names) or 1)
     server = Server(wire.anywhere, config=config, strategy=strategy, transport=wire, codec=codec, observers=observers)
 
     def work(client: Client, name: str) -> None:
         try:
-            start_client(server.address, client, name, transport=wire, codec=client_codec or codec, patience=5.0)
+            with gate:
+                start_client(server.address, client, name, transport=wire, codec=client_codec or codec, patience=5.0)
         except BaseException as error:  # noqa: BLE001 - raised by the caller's thread below
             failures.append(error)
             if len(failures) == len(clients):

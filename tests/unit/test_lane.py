@@ -97,3 +97,11 @@ def test_l2_a_job_nobody_waits_for_is_logged_when_it_fails(lane, caplog):
     assert lane.submit(lambda: "alive").result(5) == "alive"
     assert "fedcore-test-lane" in caplog.text
     assert "boom" in caplog.text
+
+
+def test_a_lane_that_rests_does_all_that_came_meanwhile_and_does_not_keep_who_closes_it():
+    lane, seen = Lane("fedcore-test-lane", rest=60.0), []
+    for n in range(5):
+        lane.send(seen.append, n)
+    lane.close(timeout=5.0)
+    assert seen == [0, 1, 2, 3, 4]
