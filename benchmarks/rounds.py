@@ -1,6 +1,6 @@
 """Time and memory of a round over real gRPC between real processes, beside the floor of bare streams in the same run.
 
-benchmarks/rounds.py [--megabytes N] [--clients K] [--rounds R] [--codec NAME] [--uploads U] [--no-floor]
+benchmarks/rounds.py [--megabytes N] [--tensors T] [--clients K] [--rounds R] [--codec NAME] [--uploads U] [--no-floor]
 
 Clients add a constant, so a round is transfer, checks, the exact sum, and waiting. A round is timed on the server, from commit
 to commit; the first is a warm-up. The floor runs before and after, never at the same time. Memory is the peak of RssAnon +
@@ -27,10 +27,10 @@ HERE = Path(__file__).resolve()
 FLOOR = HERE.with_name("floor.py")
 
 
-def model_of(megabytes):
+def model_of(megabytes, tensors):
     import torch
 
-    return {f"layer.{i}.weight": torch.ones(megabytes * 2_500) for i in range(100)}
+    return {f"layer.{i}.weight": torch.ones(megabytes * 250_000 // tensors) for i in range(tensors)}
 
 
 def idle():
@@ -44,7 +44,7 @@ def idle():
     return occupied()
 
 
-def server(address_file, megabytes, clients, rounds, codec, at_once):
+def server(address_file, megabytes, tensors, clients, rounds, codec, at_once):
     import fedcore
     from fedcore.events import RoundCommitted, RunFinished
 
@@ -57,7 +57,7 @@ def server(address_file, megabytes, clients, rounds, codec, at_once):
             over.set()
 
     settings = {"upload_memory": int(at_once * megabytes * 1_000_000)} if at_once else {}
-    strategy = fedcore.FedAvg(model_of(megabytes), min_fit_clients=clients, clients_per_round=clients)
+    strategy = fedcore.FedAvg(model_of(megabytes, tensors), min_fit_clients=clients, clients_per_round=clients)
     config = fedcore.ServerConfig(num_rounds=rounds, heartbeat_timeout=600.0, **settings)
     with fedcore.Server("127.0.0.1:0", config=config, strategy=strategy, codec=codec, observers=[note]) as running:
         strategy.initial_parameters = None  # or the first model would stay beside the newest
@@ -69,14 +69,14 @@ def server(address_file, megabytes, clients, rounds, codec, at_once):
     print(json.dumps({"times": gaps, "idle": before, "encodings": encodings}))
 
 
-def client(address, megabytes, name):
+def client(address, megabytes, tensors, name):
     import fedcore
 
     before = idle()
 
     class Adds(fedcore.Client):
         def get_parameters(self):
-            return model_of(megabytes)
+            return model_of(megabytes, tensors)
 
         def fit(self, parameters, config):
             for tensor in parameters.values():
@@ -126,11 +126,11 @@ def fedcore_rounds(options):
     size = options.megabytes
     with tempfile.TemporaryDirectory() as folder, processes() as (launch, launched):
         address = Path(folder, "address")
-        with Watch(lambda: [process.pid for process in launched], 0.005 if options.megabytes >= 50 else 0.1) as watch:
-            numbers = (size, options.clients, options.rounds + 1)
+        with Watch(lambda: [process.pid for process in launched], 0.005 if options.megabytes >= 50 else 1.0) as watch:
+            numbers = (size, options.tensors, options.clients, options.rounds + 1)
             first = launch(HERE, "server", address, *numbers, options.codec, options.uploads)
             wait_for(address, first)
-            others = [launch(HERE, "client", address.read_text(), size, f"client-{i}") for i in range(options.clients)]
+            others = [launch(HERE, "client", address.read_text(), *numbers[:2], f"client-{i}") for i in range(options.clients)]
             result = answer(first, others)
             clients = [answer(other) for other in others]
     result["memory"] = watch.held[first.pid] - result["idle"]["held"]
@@ -160,6 +160,7 @@ def rounded(value):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=100)
+    parser.add_argument("--tensors", type=int, default=100, help="of one size, that the model consists of")
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--rounds", type=int, help="default: 50 below 50 MB, 7 below 500 MB, else 5")
     parser.add_argument("--codec", default="safetensors")
@@ -173,7 +174,7 @@ def main():
     after = [] if options.no_floor else floor_rounds(options)
     model = options.megabytes * 1_000_000
     line = {
-        "benchmark": "rounds", "megabytes": options.megabytes, "clients": options.clients, "codec": options.codec,
+        "benchmark": "rounds", "megabytes": options.megabytes, "tensors": options.tensors, "clients": options.clients, "codec": options.codec,
         "rounds": options.rounds, "seconds": rounded(statistics.median(result["times"])),
         "min_max": [rounded(min(result["times"])), rounded(max(result["times"]))],
         "server_memory_models": rounded(result["memory"] / model), "server_memory_bytes": result["memory"],
@@ -193,8 +194,8 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["server"]:
-        server(sys.argv[2], *map(int, sys.argv[3:6]), sys.argv[6], int(sys.argv[7]))
+        server(sys.argv[2], *map(int, sys.argv[3:7]), sys.argv[7], int(sys.argv[8]))
     elif sys.argv[1:2] == ["client"]:
-        client(sys.argv[2], int(sys.argv[3]), sys.argv[4])
+        client(sys.argv[2], *map(int, sys.argv[3:5]), sys.argv[5])
     else:
         main()

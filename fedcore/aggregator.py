@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedcore.errors import AggregationError, ConfigError, InvalidWeight, SchemaMismatch
 from fedcore.extents import extent, extents
-from fedcore.fixedpoint import Batch, FixedPointSum, batches
+from fedcore.fixedpoint import LARGEST_TERM, Batch, FixedPointSum, batches
 from fedcore.parameters import Parameters, Spec
 from fedcore.pool import Lender, borrow
 
@@ -87,6 +87,14 @@ class Aggregator(ABC):
     retains: bool = False
     each: Callable[[Sequence[Job]], None] = staticmethod(in_turn)
     lend: Lender = staticmethod(borrow)
+
+    def prepare(self, spec: Spec, extents: Mapping[str, float]) -> None:
+        """Learn what is known of the round's model before the first update: what it looks like, and its magnitudes.
+
+        Args:
+            spec: of the model.
+            extents: the largest magnitude in each floating-point tensor.
+        """
 
     def check(self, update: Update) -> None:
         """Say whether :meth:`add` would take the update; asked before the update is acknowledged.
@@ -201,9 +209,16 @@ class FedAvgAggregator(Aggregator):
         self._batches: list[Batch] = []
         self._spec: Spec | None = None
         self._sums: dict[str, FixedPointSum] = {}
+        self._finest = 0.0  # the largest scale of a sum
         self._largest: dict[str, Tensor] = {}
-        if base is not None:
-            self._start(base, [base], least=_LEAST_BOUND)
+        self._base = base
+
+    def prepare(self, spec: Spec, extents: Mapping[str, float]) -> None:
+        """Fix the units of the sums; :meth:`add` measures the model itself if nobody did."""
+        if self._base is not None:
+            base, self._base = self._base, None
+            bounds = {name: max(found, _LEAST_BOUND) if found else 0.0 for name, found in extents.items()}
+            self._start(spec, base, bounds)
 
     def check(self, update: Update) -> None:
         """Check shape, weight and range of an update.
@@ -212,7 +227,11 @@ class FedAvgAggregator(Aggregator):
             UpdateRejected: the update cannot be added.
         """
         weight = self._weigh(update)
-        self._known().check(update.parameters)
+        spec = self._known()
+        if not update.extents:  # whoever measured them has looked at the rest, too
+            spec.check(update.parameters)
+        elif weight * self._finest * max(update.extents.values()) <= LARGEST_TERM:
+            return
         for name, total in self._sums.items():
             total.check(name, update.extent(name), weight)
 
@@ -256,17 +275,22 @@ class FedAvgAggregator(Aggregator):
     def aggregate(self, updates: Iterable[Result]) -> Parameters:
         """Return the mean of ``updates``: Updates, or ``(parameters, num_examples)`` pairs."""
         listed = [as_update(update) for update in updates]
-        if self._spec is None and listed:
+        if self._base is None and self._spec is None and listed:
             first = listed[0].parameters
+            spec = Spec.of(first)
             for update in listed:
-                Spec.of(first).check(update.parameters)
-            self._start(first, [update.parameters for update in listed])
+                spec.check(update.parameters)
+            found = [extents(update.parameters) for update in listed]
+            self._start(spec, first, {name: max(each[name] for each in found) for name in found[0]})
         return super().aggregate(listed)
 
     def partial(self) -> Parameters:
         """Return the exact sums so far: ``sum/NAME/...`` for each averaged tensor, ``max/NAME`` for others, ``weight``."""
         if not self.mergeable:
             return super().partial()
+        self._known()
+        for batch in self._batches:
+            batch.part()
         parts = {f"sum/{name}/{part}": t for name, s in self._sums.items() for part, t in s.parts().items()}
         largest = {f"max/{name}": tensor for name, tensor in self._largest.items()}
         return {**parts, **largest, "weight": torch.tensor(self.weight)}
@@ -275,10 +299,13 @@ class FedAvgAggregator(Aggregator):
         """Fold in the exact sums of another aggregator of the same round."""
         if not self.mergeable:
             super().merge(partial)
+        self._known()
         words = {name: self._words(partial, name) for name in self._sums}
         if missing := next((key for key in ("weight", *(f"max/{name}" for name in self._largest)) if key not in partial), None):
             raise SchemaMismatch(f"{missing!r} is missing from the partial sums")
         self._place()
+        for batch in self._batches:
+            batch.part()
         for name, total in self._sums.items():
             total.merge(words[name])
         if int(partial["weight"]):
@@ -292,17 +319,15 @@ class FedAvgAggregator(Aggregator):
             raise SchemaMismatch(f"the partial sum of tensor {name!r} is missing or of another shape")
         return present
 
-    def _start(self, like: Mapping[str, Tensor], bounding: Sequence[Mapping[str, Tensor]], least: float = 0.0) -> None:
-        self._spec = Spec.of(like)
-        largest = [extents(parameters) for parameters in bounding]
-        for info in self._spec.entries:
+    def _start(self, spec: Spec, like: Mapping[str, Tensor], bounds: Mapping[str, float]) -> None:
+        self._spec = spec
+        for info in spec.entries:
             tensor = like[info.name]
-            if info.name in largest[0]:
-                bound = max(found[info.name] for found in largest)
-                bound = max(bound, least) if bound else 0.0
-                self._sums[info.name] = FixedPointSum(tensor.shape, tensor.dtype, bound, self._fraction_bits)
+            if info.name in bounds:
+                self._sums[info.name] = FixedPointSum(tensor.shape, tensor.dtype, bounds[info.name], self._fraction_bits)
             else:
                 self._largest[info.name] = tensor.detach().cpu().clone()
+        self._finest = max((total.scale for total in self._sums.values()), default=0.0)
 
     def _place(self) -> None:
         """Give the sums their memory before the first term, in one buffer: of a large one first use is much faster."""
@@ -311,6 +336,8 @@ class FedAvgAggregator(Aggregator):
             self._batches = batches(self._sums, memory)
 
     def _known(self) -> Spec:
+        if self._base is not None:
+            self.prepare(Spec.of(self._base), extents(self._base))
         if self._spec is None:
             raise ConfigError("FedAvgAggregator(base) needs the round's model before the first add")
         return self._spec
@@ -325,9 +352,9 @@ class FedAvgAggregator(Aggregator):
 
     def _fold(self, update: Update, weight: int) -> None:
         self._place()
-        extents = {name: update.extent(name) for name in self._sums}
+        magnitudes = update.extents or {name: update.extent(name) for name in self._sums}
         self.each([
-            Job(batch.memory.nbytes, partial(batch.add, update.parameters, weight, extents)) for batch in self._batches
+            Job(batch.memory.nbytes, partial(batch.add, update.parameters, weight, magnitudes)) for batch in self._batches
         ])  # fmt: skip
         self._take_largest(update.parameters)
         self.weight += weight

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 
 from fedcore.aggregator import Job
+from fedcore.extents import check_finite, runs
+from fedcore.parameters import Parameters, Spec, digest
 
-_WORTH = 1 << 20  # bytes below which handing work to another thread costs more than it saves
+_WORTH = 1 << 23  # bytes below which handing work to another thread costs more than it saves
 
 
 class Cores:
@@ -38,6 +41,23 @@ class Cores:
             wait(helpers)
         for helper in helpers:
             helper.result()
+
+    def measured(self, parameters: Parameters, spec: Spec) -> tuple[str, dict[str, float]]:
+        """Return a model's digest and the largest magnitude in each of its floating-point tensors.
+
+        Raises:
+            NonFinite: naming a tensor that holds NaN or infinity.
+        """
+        digests: list[str] = []
+        found: dict[str, float] = {}
+
+        def look(run: Parameters) -> None:
+            found.update(check_finite(run))
+
+        jobs = [Job(spec.nbytes, lambda: digests.append(digest(parameters, spec)))]
+        jobs += [Job(sum(tensor.nbytes for tensor in run.values()), partial(look, run)) for run in runs(parameters)]
+        self.each(jobs)
+        return digests[0], found
 
     def close(self) -> None:
         """End the threads."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
+from operator import mul
 
 import numpy as np
 import torch
@@ -33,8 +34,8 @@ _BLOCK = 1 << 16  # elements: the temporaries of a block stay in the cache of a 
 _CARRY = 40  # bits of a sum that stay in the low word once there is a high one
 _ROOM = 62  # bits a low word may fill before it carries
 _LIMIT = 90  # bits a term may have, so that 8,192 of the largest fit
+LARGEST_TERM = 2.0**_LIMIT
 _LOW = (1 << _CARRY) - 1
-_LARGEST_TERM = 2.0**_LIMIT
 _MAGIC = 1.5 * 2.0**52  # the last bit of a float64 near it stands for one: adding it rounds, and leaves an integer in the bits
 _MAGIC_BITS = int(np.float64(_MAGIC).view(np.int64))
 _MAGIC_LIMIT = 2.0**51
@@ -60,7 +61,7 @@ class FixedPointSum:
         self.shape, self.dtype = shape, dtype
         exponent = math.frexp(bound)[1] if bound > 0 and math.isfinite(bound) else 0
         self.shift = _PRECISION.get(dtype, _DEFAULT_PRECISION) - max(exponent, -512) - fraction_bits
-        self._per_unit = 2.0**self.shift
+        self.scale = 2.0**self.shift  # units in 1
         self.size = math.prod(shape)
         self.low: Integers = np.empty(0, np.int64)
         self.high: Integers | None = None
@@ -77,8 +78,8 @@ class FixedPointSum:
         Raises:
             OutOfRange: the term cannot be represented.
         """
-        size = magnitude * self._per_unit * weight
-        if not size <= _LARGEST_TERM:
+        size = magnitude * self.scale * weight
+        if not size <= LARGEST_TERM:
             most = math.ldexp(1.0, min(_LIMIT - self.shift, 1023)) / weight
             raise OutOfRange(f"tensor {name!r} holds {magnitude:.6g}; with weight {weight} at most {most:.6g} can be summed")
         return size
@@ -195,7 +196,9 @@ class Batch:
         ends = list(accumulate(total.size for total in sums.values()))
         self._stretches = [slice(end - total.size, end) for total, end in zip(sums.values(), ends, strict=True)]
         self._dtype = next(iter(sums.values())).dtype
-        self._small = memory.size <= _BLOCK and self._dtype in NUMPY
+        self._as_one = memory.size <= _BLOCK and self._dtype in NUMPY
+        self._scales = [total.scale for total in sums.values()]
+        self._empty, self._filled = True, 0.0  # as for a sum, while they are taken as one
         for total, stretch in zip(sums.values(), self._stretches, strict=True):
             total.place(memory[stretch])
 
@@ -203,10 +206,13 @@ class Batch:
         """Add ``weight * value`` to each sum, given the largest magnitude of each.
 
         Raises:
-            OutOfRange: a term cannot be represented.
+            OutOfRange: a term cannot be represented; nothing has changed.
         """
-        sizes = [total.check(name, magnitudes[name], weight) for name, total in self.sums.items()]
-        if not self._small or any(map(FixedPointSum.outgrown_by, self.sums.values(), sizes)):
+        size = weight * max(map(mul, map(magnitudes.__getitem__, self.sums), self._scales)) if self._as_one else math.inf
+        if not size + self._filled < 2.0**_ROOM:
+            self.part()
+            for name, total in self.sums.items():
+                total.check(name, magnitudes[name], weight)
             for name, total in self.sums.items():
                 total.add(name, values[name], weight, magnitudes[name])
             return
@@ -215,31 +221,36 @@ class Batch:
         for piece in _pieces(regions(values[name] for name in self.sums), self._dtype):
             row[at : at + piece.size] = piece
             at += piece.size
-        self._scale(row, [math.ldexp(weight, total.shift) for total in self.sums.values()])
-        units = _units(row, max(sizes))
-        if any(not total.empty for total in self.sums.values()):
-            for total in self.sums.values():
-                total.begin()
-            self.memory += units
-        else:
+        self._scale(row, [weight * scale for scale in self._scales])
+        units = _units(row, size)
+        if self._empty:
             self.memory[:] = units
-        for total, size in zip(self.sums.values(), sizes, strict=True):
-            total.empty = False
-            total.filled += size
+        else:
+            self.memory += units
+        self._empty = False
+        self._filled += size
 
     def mean(self, weight: int, into: Mapping[str, Tensor]) -> None:
         """Write the sums divided by ``weight``, rounded to their dtype, into tensors."""
-        if not self._small or any(total.high is not None for total in self.sums.values()):
+        if not self._as_one or self._empty:
+            self.part()
             for name, total in self.sums.items():
                 total.mean(weight, into[name])
             return
         exact = self.memory.astype(np.float64)
         exact /= weight
-        self._scale(exact, [math.ldexp(1.0, -total.shift) for total in self.sums.values()])
+        self._scale(exact, [1 / scale for scale in self._scales])
         at = 0
         for piece in _pieces(regions(into[name] for name in self.sums), self._dtype):
             piece[:] = exact[at : at + piece.size]
             at += piece.size
+
+    def part(self) -> None:
+        """Let each sum go on for itself from here."""
+        if self._as_one:
+            self._as_one = False
+            for total in self.sums.values():
+                total.empty, total.filled = self._empty, self._filled
 
     def _scale(self, row: Floats, factors: list[float]) -> None:
         if len(set(factors)) == 1:

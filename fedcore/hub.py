@@ -98,6 +98,7 @@ class Hub:
         accepts: the parts of codec names that are accepted.
         clock: the time.
         observe: receives each event, in order, on a lane of its own.
+        conclude: called on the lane of mathematics, behind the last sum of a round, when it has closed.
 
     Attributes:
         condition: held for each turn of the machine, notified when something happened.
@@ -107,6 +108,7 @@ class Hub:
         tasks: what goes down.
         uploads: what comes up.
         metrics: of the last evaluation, for the status.
+        busy: whether the lane of mathematics is at work on a step of the run, and will wake whoever waits at its end.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class Hub:
         accepts: tuple[str, ...],
         clock: Clock,
         observe: Callable[[ev.Event], None],
+        conclude: Callable[[], None],
     ):
         self.coordinator, self.codec, self.accepts, self.clock = coordinator, codec, accepts, clock
         self.delta = delta_codec(config.delta_codec)
@@ -132,15 +135,16 @@ class Hub:
             noted=self.tasks.count, lend=self.landings.lend,
         )  # fmt: skip
         self.metrics: dict[str, float] = {}
+        self.busy = False
         self._interval, self._started = config.heartbeat_interval, clock.now()
         self._observing, self._observe = Lane("fedcore-events", rest=_EVENTS_REST), observe
         self._routes: dict[str, Route] = {}
         self._parked: dict[str, Parked] = {}
         self._due: list[Callable[[], object]] = []
-        self._seen, self._next_due = 0, math.inf
+        self._seen, self._next_due, self._usual_wait = 0, math.inf, math.inf
         self._turn = Turn(self)
-        self._agreed = self._agenda()
-        self._alarm: float | None = None
+        self._agreed, self._phase, self._conclude = self._agenda(), coordinator.phase, conclude
+        self._alarm = math.inf  # when whoever sleeps wakes up by itself
 
     # --- the machine ---
 
@@ -150,12 +154,15 @@ class Hub:
 
     def end_turn(self) -> list[Callable[[], object]]:
         """Do what belongs to the end of a turn, and return what is to be done behind it, without the lock."""
-        changed, agenda = self._settle(), self._agenda()
+        changed, agenda, phase = self._settle(), self._agenda(), self.coordinator.phase
+        if phase is Phase.AGGREGATING and self._phase is not phase:
+            self.math.send(self._conclude)
+        self._phase = phase
         due, self._due = self._due, []
         happened, self.coordinator.events = self.coordinator.events, []
         if happened:
             self._observing.send(self._tell, happened)
-        if changed or agenda != self._agreed:
+        if (changed or agenda != self._agreed) and (self.finished or not self.busy):
             self._agreed = agenda
             self.condition.notify_all()
         return due
@@ -163,18 +170,21 @@ class Hub:
     def _agenda(self) -> tuple[object, ...]:
         """Return what must change before whoever waits on the condition has something new to look at.
 
-        Most turns change none of it, and with many clients waking somebody for each would be most of the work.
+        Most turns change none of it, and with many clients waking somebody for each would be most of the work. That a round
+        has closed is no news to them either: the lane of mathematics is told.
         """
         machine = self.coordinator
         asking = machine.first_model is not None and machine.first_model.open
-        return machine.phase, machine.round, machine.changes, machine.roster.stirs, asking, machine.evaluation is None
+        between = machine.phase in (Phase.WAITING, Phase.FINISHED)
+        return between, machine.round, machine.changes, machine.roster.stirs, asking, machine.evaluation is None
 
     def sleep(self, *until: float | None) -> None:
         """Wait on the condition until something happens, the machine or a parked request is due, or a moment has come."""
         now = self.clock.now()
-        due = [*until, self.coordinator.next_deadline(now), *(parked.until for parked in self._parked.values())]
-        self._alarm = min((when for when in due if when is not None), default=None)
-        self.clock.wait(self.condition, None if self._alarm is None else max(0.0, self._alarm - now))
+        due = [*until, self.coordinator.next_deadline(now), now + self._usual_wait]  # so that the next to park wakes nobody
+        due += [parked.until for parked in self._parked.values()]
+        self._alarm = min(when for when in due if when is not None)
+        self.clock.wait(self.condition, None if self._alarm == math.inf else max(0.0, self._alarm - now))
 
     def wake(self) -> None:
         """Make whoever waits on the condition look again."""
@@ -321,7 +331,8 @@ class Hub:
             self._due.append(partial(answer, older.future, Reply(Wait(self.coordinator.round))))
         self._parked[parked.session.client_id] = parked
         self._next_due = min(self._next_due, parked.until)
-        if self._alarm is None or parked.until < self._alarm:
+        if parked.until < self._alarm:
+            self._usual_wait = parked.until - self.clock.now()
             self.condition.notify_all()
 
     def _settle(self) -> bool:

@@ -17,7 +17,7 @@ Memory: TypeAlias = NDArray[np.uint8]
 Lender: TypeAlias = Callable[[int], Memory]
 """Gives a buffer of so many bytes, with arbitrary contents."""
 
-_SMALLEST = 1 << 20  # the allocator keeps smaller ones warm by itself
+_SMALLEST = 1 << 17  # the allocator keeps smaller ones warm by itself
 _idle: dict[tuple[Lender, int], list[Memory]] = {}
 
 

@@ -10,13 +10,11 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from secrets import token_hex
 from types import TracebackType
 from typing import Self
 
 from fedcore import events as ev
-from fedcore.aggregator import Job
 from fedcore.clock import Clock
 from fedcore.codec import Codec
 from fedcore.config import ServerConfig
@@ -24,7 +22,6 @@ from fedcore.coordinator import Coordinator
 from fedcore.errors import AggregationError, ConfigError, NonFinite, RunFailed, SchemaMismatch
 from fedcore.evaluation import Evaluations
 from fedcore.events import Event, Observer
-from fedcore.extents import check_finite, runs
 from fedcore.history import History
 from fedcore.hub import Hub
 from fedcore.messages import Kind, ServerStatus
@@ -90,16 +87,16 @@ class Server:
             heartbeat_timeout=self.config.heartbeat_timeout, evaluate_timeout=self.config.evaluate_timeout,
         )  # fmt: skip
         self.hub = Hub(
-            machine, strategy, self.config, codec=own, clock=self._clock, observe=self._observe,
+            machine, strategy, self.config, codec=own, clock=self._clock, observe=self._observe, conclude=self._look,
             accepts=default_accepts(own) if named is None else check_accepts(named, own),
         )  # fmt: skip
         self._evaluations = Evaluations(strategy, self._clock, self.config.evaluate_timeout or 600.0, self._evaluated)
         self._listener: Listener | None = None
         self._director = threading.Thread(target=self._direct, name="fedcore-director", daemon=True)
         self._done = threading.Event()
-        self._busy = False
         self._spec: Spec | None = None
         self._parameters: Parameters | None = None
+        self._extents: dict[str, float] = {}
 
     # --- what users call ---
 
@@ -208,13 +205,13 @@ class Server:
                 now = self._clock.now()
                 machine.tick(now)
                 self._evaluations.overdue(now)
-                job = None if self._busy else self._next_job(machine, now)
-            if job is None:
+                needed = not self.hub.busy and self._next_job(machine, now) is not None
+            if not needed:
                 if not self.hub.finished:
                     self._wait()
                 return
-            self._busy = True
-        self.hub.math.send(self._do, job)
+            self.hub.busy = True
+        self.hub.math.send(self._look)
 
     def _next_job(self, machine: Coordinator, now: float) -> Callable[[], None] | None:
         if machine.phase is Phase.AGGREGATING:
@@ -232,19 +229,23 @@ class Server:
     def _wait(self, until: float | None = None) -> None:
         self.hub.sleep(until, self._evaluations.next_deadline())
 
-    def _do(self, job: Callable[[], None] | None) -> None:
-        """Do a job, and at once the next one that it makes due."""
+    def _look(self) -> None:
+        """Do what the machine needs now, and what that makes due; on the mathematics lane."""
+        job: Callable[[], None] | None = self._look
         try:
             while job is not None:
-                job()
                 with self.hub.turn() as machine:
                     job = None if self.hub.finished else self._next_job(machine, self._clock.now())
+                if job is not None:
+                    self.hub.busy = True
+                    job()
         except Exception as error:
             log.exception("the strategy failed; the run is over")
             self.hub.stop(f"the strategy failed: {type(error).__name__}: {error}")
         finally:
-            self._busy = False
-            self.hub.wake()
+            if self.hub.busy:
+                self.hub.busy = False
+                self.hub.wake()
 
     def _say_goodbye(self) -> None:
         """Wait for evaluations, then for the clients to hear that the run is over."""
@@ -270,8 +271,10 @@ class Server:
         spec, parameters = self._model()
         aggregator = aggregator_of(self.strategy, number, parameters)
         aggregator.each, aggregator.lend = self.hub.cores.each, self.hub.landings.lend
+        aggregator.prepare(spec, self._extents)
         upload = self.strategy.upload_spec(Kind.FIT, spec)
-        self.hub.tasks.works[Kind.FIT, number] = Work(Kind.FIT, number, parameters, spec, machine.digest, upload, aggregator)
+        work = Work(Kind.FIT, number, parameters, spec, machine.digest, upload, aggregator)
+        self.hub.tasks.works[Kind.FIT, number] = work
         with self.hub.turn() as machine:
             if machine.candidates(self._clock.now()) is not None:
                 machine.open_round(chosen[: machine.policy.invitations], self._clock.now())
@@ -281,16 +284,17 @@ class Server:
         number = self.hub.coordinator.round
         work = self.hub.tasks.works[Kind.FIT, number]
         try:
-            parameters, model_digest = self._next_model(work)
+            parameters, model_digest, found = self._next_model(work)
         except Exception as error:
             log.exception("round %d made no model", number)
             with self.hub.turn() as machine:
                 machine.fail(f"the aggregation failed: {error}", self._clock.now())
         else:
+            self._extents = found
             self._publish(work, parameters, model_digest)
         self.hub.tasks.works.pop((Kind.FIT, number), None)
 
-    def _next_model(self, work: Work) -> tuple[Parameters, str]:
+    def _next_model(self, work: Work) -> tuple[Parameters, str, dict[str, float]]:
         if work.aggregator is None:
             raise AssertionError("a training round has an aggregator")
         self.hub.uploads.sum_up(work)
@@ -298,16 +302,13 @@ class Server:
             raise work.failure
         aggregate = work.aggregator.result()
         proposed = self.strategy.step(work.number, work.parameters, aggregate)
-        spec = work.spec
         try:
-            spec.check(proposed)
-            looks = [Job(sum(t.nbytes for t in run.values()), partial(check_finite, run)) for run in runs(proposed)]
-            self.hub.cores.each(looks)
+            work.spec.check(proposed)
+            # a strategy that gathers is user code, which may keep what it returned
+            parameters = work.spec.copy(proposed) if work.aggregator.retains else work.spec.tie(dict(proposed))
+            return parameters, *self.hub.cores.measured(parameters, work.spec)
         except (SchemaMismatch, NonFinite) as error:
             raise AggregationError(f"the strategy's result is no model: {error}") from error
-        # a strategy that gathers is user code, which may keep what it returned
-        parameters = spec.copy(proposed) if work.aggregator.retains else spec.tie(dict(proposed))
-        return parameters, digest(parameters, spec)
 
     def _publish(self, work: Work, parameters: Parameters, model_digest: str) -> None:
         number, spec = work.number, work.spec
@@ -330,10 +331,10 @@ class Server:
         self._adopt(update.parameters, Spec.of(update.parameters))
 
     def _adopt(self, parameters: Parameters, spec: Spec) -> None:
-        check_finite(parameters)
+        name, self._extents = self.hub.cores.measured(parameters, spec)
         self._spec, self._parameters = spec, parameters
         with self.hub.turn() as machine:
-            machine.adopt(digest(parameters, spec))
+            machine.adopt(name)
 
     def _model(self) -> tuple[Spec, Parameters]:
         if self._spec is None or self._parameters is None:

@@ -32,8 +32,9 @@ log = logging.getLogger(__name__)
 
 _THREADS = 32  # a reader waits for its client most of the time
 _LEAST_BUDGET = 64 << 20
-_AT_ONCE = 1 << 16
-_BATCH = 1 << 20  # bytes of small updates that are summed up together
+_AT_ONCE = 1 << 20  # bytes of an update that takes less time to take in than is lost by handing it to another thread
+_TINY = 1 << 16  # bytes of an update whose sum is worth no hand-over: it waits for others, or for the end of the round
+_BATCH = 1 << 20  # bytes of tiny updates that are summed up together
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class Uploads:
             self.budget.leave(room)
             return
         work.unsummed.append((update, room))
-        if room or len(work.unsummed) * nbytes >= _BATCH:  # a few small ones are worth no hand-over: they wait for the next
+        if room or nbytes > _TINY or len(work.unsummed) * nbytes >= _BATCH:
             self._math.send(self.sum_up, work)
 
     def sum_up(self, work: Work) -> None:

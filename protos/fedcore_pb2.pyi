@@ -117,6 +117,12 @@ class TensorInfo(_message.Message):
     alias_of: str
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., alias_of: _Optional[str] = ...) -> None: ...
 
+class Tensors(_message.Message):
+    __slots__ = ("infos",)
+    INFOS_FIELD_NUMBER: _ClassVar[int]
+    infos: _containers.RepeatedCompositeFieldContainer[TensorInfo]
+    def __init__(self, infos: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ...) -> None: ...
+
 class Manifest(_message.Message):
     __slots__ = ("codec", "shard_bytes", "frames", "tensors", "digest", "base")
     CODEC_FIELD_NUMBER: _ClassVar[int]
@@ -128,10 +134,10 @@ class Manifest(_message.Message):
     codec: str
     shard_bytes: int
     frames: _containers.RepeatedScalarFieldContainer[int]
-    tensors: _containers.RepeatedCompositeFieldContainer[TensorInfo]
+    tensors: Tensors
     digest: str
     base: str
-    def __init__(self, codec: _Optional[str] = ..., shard_bytes: _Optional[int] = ..., frames: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ..., digest: _Optional[str] = ..., base: _Optional[str] = ...) -> None: ...
+    def __init__(self, codec: _Optional[str] = ..., shard_bytes: _Optional[int] = ..., frames: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Union[Tensors, _Mapping]] = ..., digest: _Optional[str] = ..., base: _Optional[str] = ...) -> None: ...
 
 class GetGlobalModelRequest(_message.Message):
     __slots__ = ("session", "wait_seconds", "task_id", "holds")

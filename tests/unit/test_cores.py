@@ -3,11 +3,14 @@
 import threading
 
 import pytest
+import torch
 
 from fedcore.aggregator import Job
 from fedcore.cores import Cores
+from fedcore.errors import NonFinite
+from fedcore.parameters import Spec, digest
 
-LARGE = 1 << 20
+LARGE = 1 << 23
 
 
 @pytest.fixture
@@ -52,3 +55,15 @@ def test_one_core_is_enough():
     cores.each([Job(LARGE, lambda: done.append(1))] * 4)
     cores.close()
     assert len(done) == 4
+
+
+def test_a_model_is_measured_as_one_thread_would(cores):
+    model = {f"w{number}": torch.full((3000, 100), float(number)) for number in range(8)} | {"n": torch.tensor(3)}
+    spec = Spec.of(model)
+    assert cores.measured(model, spec) == (digest(model, spec), {f"w{number}": float(number) for number in range(8)})
+
+
+def test_what_is_not_finite_is_named(cores):
+    model = {"good": torch.ones(2), "bad": torch.tensor([1.0, float("nan")])}
+    with pytest.raises(NonFinite, match="'bad'"):
+        cores.measured(model, Spec.of(model))

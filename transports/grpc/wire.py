@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 from fedcore.errors import DecodeError, ProtocolError
@@ -33,6 +34,9 @@ from fedcore.messages import (
     Wait,
 )
 from fedcore.protos import fedcore_pb2 as pb
+
+_SPECS = 8  # of how many payloads the description is remembered: all tasks and updates of a round have one or two
+_LARGEST_KNOWN = 1 << 18  # bytes of a description that is remembered; a peer may send much larger ones
 
 
 def _enum(kind: Any, number: int, of: Any) -> Any:
@@ -109,15 +113,30 @@ def _unpack_info(message: pb.TensorInfo) -> TensorInfo:
     return TensorInfo(message.name, message.dtype, tuple(message.shape), message.alias_of)
 
 
+@lru_cache(maxsize=_SPECS)
+def _tensors_bytes(infos: tuple[TensorInfo, ...]) -> bytes:
+    return pb.Tensors(infos=map(_pack_info, infos)).SerializeToString()
+
+
+def _tensors(data: bytes) -> tuple[TensorInfo, ...]:
+    return tuple(map(_unpack_info, pb.Tensors.FromString(data).infos))
+
+
+_known_tensors = lru_cache(maxsize=_SPECS)(_tensors)
+
+
 def _pack_manifest(manifest: Manifest) -> pb.Manifest:
-    return pb.Manifest(
+    packed = pb.Manifest(
         codec=manifest.codec, shard_bytes=manifest.shard_bytes, frames=manifest.frames, digest=manifest.digest,
-        tensors=map(_pack_info, manifest.tensors), base=manifest.base,
+        base=manifest.base,
     )  # fmt: skip
+    packed.tensors.MergeFromString(_tensors_bytes(manifest.tensors))
+    return packed
 
 
 def _unpack_manifest(message: pb.Manifest) -> Manifest:
-    tensors = tuple(map(_unpack_info, message.tensors))
+    data = message.tensors.SerializeToString()
+    tensors = _known_tensors(data) if len(data) <= _LARGEST_KNOWN else _tensors(data)
     return Manifest(message.codec, message.shard_bytes, tuple(message.frames), message.digest, tensors, message.base)
 
 
