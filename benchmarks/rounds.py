@@ -174,8 +174,8 @@ def main():
     after = [] if options.no_floor else floor_rounds(options)
     model = options.megabytes * 1_000_000
     line = {
-        "benchmark": "rounds", "megabytes": options.megabytes, "tensors": options.tensors, "clients": options.clients, "codec": options.codec,
-        "rounds": options.rounds, "seconds": rounded(statistics.median(result["times"])),
+        "benchmark": "rounds", "megabytes": options.megabytes, "tensors": options.tensors, "clients": options.clients,
+        "codec": options.codec, "rounds": options.rounds, "seconds": rounded(statistics.median(result["times"])),
         "min_max": [rounded(min(result["times"])), rounded(max(result["times"]))],
         "server_memory_models": rounded(result["memory"] / model), "server_memory_bytes": result["memory"],
         "server_mapped_models": rounded(result["mapped"] / model),

@@ -63,7 +63,8 @@ def round_rows(lines):
             continue
         size, floor = line["megabytes"], "floor_seconds" in line
         rows.append([
-            f"{number(size)} MB" if size < 1000 else f"{number(size / 1000)} GB", line["clients"], seconds(line["seconds"]),
+            f"{number(size)} MB" if size < 1000 else f"{number(size / 1000)} GB", line["tensors"], line["clients"],
+            seconds(line["seconds"]),
             seconds(line["floor_seconds"]) if floor else "", f"{line['ratio']:.2f}" if floor else "",
             models(line["server_memory_bytes"], size, line["server_memory_models"]),
             models(line["client_memory_bytes"], size, line["client_memory_models"]), f"{number(line['all_GB'])} GB",
@@ -87,7 +88,8 @@ def other_rows(codecs, mean, small):
             rows.append([what, f"{number(line['GB_s'])} GB/s", more])
     for line in small:
         if "rounds_per_s" in line:
-            what = f"{line['clients']} clients, {number(line['parameters'])} parameters, `{line['transport']}`"
+            name = "memory, by reference" if line["transport"] == "reference" else line["transport"]
+            what = f"{line['clients']} clients in one process, {number(line['parameters'])} parameters, {name}"
             more = f"server idle with {line['idle_clients']} clients waiting: {number(line['idle_cpu_percent'])} % of a core"
             rows.append([what, f"{number(line['rounds_per_s'])} rounds/s", more])
     return rows
@@ -109,14 +111,15 @@ def wire_rows(lines):
 
 
 def peer_rows(lines):
-    ratios = next((line for line in lines if line.get("who") == "ratio to fedcore"), {})
+    every = {line["megabytes"]: line for line in lines if line.get("who") == "ratio to fedcore"}
     rows = []
     for line in lines:
-        if "who" in line and line is not ratios:
+        if "who" in line and line not in every.values():
             path = line["who"].removeprefix("flower ")
-            ratio = ratios.get(path, {}).get("seconds")
+            ratio = every.get(line["megabytes"], {}).get(path, {}).get("seconds")
             memory = f"{number(line['all_GB'])} GB" if "all_GB" in line else ""
-            rows.append([line["who"], seconds(line["seconds"]) if "seconds" in line else "failed", ratio or "", memory])
+            took = seconds(line["seconds"]) if "seconds" in line else "failed"
+            rows.append([f"{number(line['megabytes'])} MB", line["who"], took, ratio or "", memory])
     return rows
 
 
@@ -129,7 +132,7 @@ def report(results):
         f"Measured on {date.today()}: {cpu}; {', '.join(parts)}. [What each figure means](benchmarks/README.md).",
         "Rounds over gRPC between real processes; the floor is the same bytes through bare gRPC streams, in the same run.",
         table(
-            ["model", "clients", "round", "floor", "ratio", "server memory", "client memory", "all processes"],
+            ["model", "tensors", "clients", "round", "floor", "ratio", "server memory", "client memory", "all processes"],
             round_rows(results["rounds"]),
         ),
         table(["what", "speed", ""], other_rows(results["codecs"], results["mean"], results["small"])),
@@ -139,8 +142,8 @@ def report(results):
     ]
     if rows := peer_rows(peers):
         text += [
-            f"Flower 1.41.0 on the same work in the same run, {peers[0]['megabytes']} MB, {peers[0]['clients']} clients:",
-            table(["", "round", "times fedcore's", "memory of all processes"], rows),
+            f"Flower 1.41.0 on the same work in the same run, {peers[0]['clients']} clients:",
+            table(["model", "", "round", "times fedcore's", "memory of all processes"], rows),
         ]
     failed = [problem for lines in results.values() for problem in problems(lines)]
     return "\n\n".join([*text, *failed])
@@ -161,7 +164,8 @@ def rounds_to_do(quick):
     if quick:
         return [["--megabytes", 1, "--rounds", 3], ["--megabytes", 4, "--rounds", 3, "--clients", 4, "--no-floor"]]
     many = [["--megabytes", 100, "--clients", clients, "--rounds", 5, "--no-floor"] for clients in (4, 8, 16)]
-    return [["--megabytes", 1], ["--megabytes", 100], ["--megabytes", 1000, "--rounds", 5], *many]
+    ones = [["--megabytes", 1, "--tensors", tensors, "--rounds", 100] for tensors in (10, 100)]
+    return [*ones, ["--megabytes", 100], ["--megabytes", 1000, "--rounds", 5], *many]
 
 
 def main():
@@ -178,8 +182,9 @@ def main():
         "wire": lines_of("wire.py", *(["--rounds", 2] if quick else [])),
     }
     if (HERE.parent / ".venv-peers" / ".ready").exists() and not options.no_peers:
-        sizes = ["--megabytes", 1, "--rounds", 1, "--paths", "start_server"] if quick else []
-        results["peers"] = lines_of("peers.py", *sizes)
+        sizes = [["--megabytes", 1, "--rounds", 1, "--paths", "start_server"]]
+        sizes = sizes if quick else [["--megabytes", 100], ["--megabytes", 1, "--rounds", 20, "--fedcore-rounds", 50]]
+        results["peers"] = [line for numbers in sizes for line in lines_of("peers.py", *numbers)]
     text = report(results)
     if not quick:
         put(text)
