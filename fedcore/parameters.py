@@ -219,18 +219,22 @@ class Spec:
             places.append(slice(start, end))
         return tuple(places)
 
-    def copy(self, parameters: Mapping[str, Tensor]) -> Parameters:
+    def copy(self, parameters: Mapping[str, Tensor], lend: Lender | None = None) -> Parameters:
         """Check ``parameters`` and return a copy on the CPU that shares no memory with it, in this order.
+
+        Args:
+            parameters: what to copy.
+            lend: gives one buffer for all tensors, as for :meth:`blank`. None: each has memory of its own, so that whoever
+                saves one does not write the others.
 
         Raises:
             SchemaMismatch: naming the first difference.
         """
         self.check(parameters)
-        # not a blank: whoever saves one of these tensors must not write the memory of the others
-        copied = {i.name: torch.empty(i.shape, dtype=DTYPES[i.dtype]) for i in self.entries}
-        for name, tensor in copied.items():
-            tensor.copy_(parameters[name].detach())
-        return self.tie(copied)
+        copied = self.blank(lend) if lend else self.tie({i.name: torch.empty(i.shape, dtype=DTYPES[i.dtype]) for i in self})
+        for info in self.entries:
+            copied[info.name].copy_(parameters[info.name].detach())
+        return copied
 
 
 def copy_parameters(parameters: Mapping[str, Tensor]) -> Parameters:

@@ -111,7 +111,7 @@ class Server:
             initial = self.strategy.initialize_parameters()
             if initial is not None:
                 spec = Spec.of(initial)
-                self._adopt(spec.copy(initial), spec)
+                self._adopt(spec.copy(initial, self.hub.landings.lend), spec)
             self._listener = self._transport.listen(self._wanted_address, self.hub.handle)
         except BaseException:
             self.stop()
@@ -305,7 +305,8 @@ class Server:
         try:
             work.spec.check(proposed)
             # a strategy that gathers is user code, which may keep what it returned
-            parameters = work.spec.copy(proposed) if work.aggregator.retains else work.spec.tie(dict(proposed))
+            kept = work.aggregator.retains
+            parameters = work.spec.copy(proposed, self.hub.landings.lend) if kept else work.spec.tie(dict(proposed))
             return parameters, *self.hub.cores.measured(parameters, work.spec)
         except (SchemaMismatch, NonFinite) as error:
             raise AggregationError(f"the strategy's result is no model: {error}") from error

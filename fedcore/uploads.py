@@ -157,7 +157,7 @@ class Uploads:
         base = self._base(header.manifest.base) if header.manifest.base else None
         parameters = receive(header.manifest, request.body, spec, codec, base=base, lend=self._lend)
         if by_reference:
-            parameters = spec.copy(parameters)
+            parameters = spec.copy(parameters, self._lend)
         extents = check_finite(parameters)
         name = header.session.client_id
         update = Update(parameters, header.num_examples, name, work.number, metrics, header.digest, extents)

@@ -115,6 +115,40 @@ def test_who_waits_gets_its_turn_when_the_one_before_is_gone(wire, server):
         hand.connection.close()
 
 
+def test_of_a_body_that_waits_nothing_is_sent(wire, server):
+    hands = [Hand(wire, server, name) for name in "ab"]
+    first, second = (hand.pull() for hand in hands)
+    reading, release, asked = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(body):
+        yield body[0]
+        reading.set()
+        release.wait(10)
+        yield body[1]
+
+    def watched(body):
+        asked.set()
+        yield from body
+
+    def wait_in_line():
+        while not server.hub.uploads.budget.waiting:
+            assert not release.wait(0.01)
+        assert not asked.wait(0.05)
+        release.set()
+
+    threads = [threading.Thread(target=first.submit, args=(slow,)), threading.Thread(target=second.submit, args=(watched,))]
+    threads[0].start()
+    assert reading.wait(10)
+    threads[1].start()
+    wait_in_line()
+    for thread in threads:
+        thread.join(10)
+    assert asked.is_set()
+    assert server.wait(10)[0].rounds[0].accepted == ["a", "b"]
+    for hand in hands:
+        hand.connection.close()
+
+
 def test_the_default_budget_is_for_two_models_whatever_comes_between():
     """A small answer to another task, such as an evaluation, must not take the room of the models away."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import grpc
@@ -109,8 +110,10 @@ class GrpcConnection(Connection):
 
     def _upload(self, upload: _Upload, timeout: float | None) -> bytes:
         try:
-            call: Any = self._models.stream_unary(_path("SubmitModelUpdateStream"))
-            data: bytes = call(iter(upload), timeout=timeout)
+            start: Any = self._models.stream_unary(_path("SubmitModelUpdateStream"))
+            call = start.future(iter(upload), timeout=timeout)
+            upload.call.set_result(call)
+            data: bytes = call.result()
             return data
         except grpc.RpcError:
             if upload.error is not None:  # grpc would say no more than that the iterator raised
@@ -124,14 +127,21 @@ class GrpcConnection(Connection):
 
 
 class _Upload:
-    """The messages of an upload; remembers what went wrong while it was read."""
+    """The messages of an upload: the header, and when the server is ready for it, the body.
+
+    Attributes:
+        call: to be told of the call that they are read by.
+        error: what went wrong while they were read.
+    """
 
     def __init__(self, header: pb.UpdateHeader, body: Body, total: int, chunk_bytes: int):
         self._header, self._body, self._total, self._chunk_bytes = header, body, total, chunk_bytes
+        self.call: Future[Any] = Future()
         self.error: Exception | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         yield pb.ModelUpdateChunk(header=self._header).SerializeToString()
+        self.call.result().initial_metadata()  # there when the server reads on, or the call is over
         try:
             yield from chunks(pb.ModelUpdateChunk, self._body, self._total, self._chunk_bytes)
         except Exception as error:

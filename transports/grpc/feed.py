@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 from fedcore.errors import ConnectionLost, DeadlineExceeded
 from fedcore.transports.grpc.framing import Assembly
@@ -14,19 +14,25 @@ _END = None
 
 
 class Feed:
-    """The body of an upload. Nothing is read before somebody iterates, so an upload that waits holds no memory.
+    """The body of an upload. Nothing is read before somebody iterates, and the client waits with it until then.
 
     Args:
         loop: the event loop of the server.
+        go: tells the client to send.
         source: the messages behind the header.
         assembly: checks the chunks, on the reader's thread.
         stall_timeout: seconds to wait for a chunk.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, source: AsyncIterator[bytes], assembly: Assembly, stall_timeout: float
+        self,
+        loop: asyncio.AbstractEventLoop,
+        go: Callable[[], Awaitable[object]],
+        source: AsyncIterator[bytes],
+        assembly: Assembly,
+        stall_timeout: float,
     ):
-        self._loop, self._source, self._assembly, self._stall = loop, source, assembly, stall_timeout
+        self._loop, self._go, self._source, self._assembly, self._stall = loop, go, source, assembly, stall_timeout
         self._chunks: queue.SimpleQueue[bytes | Exception | None] = queue.SimpleQueue()
         self._room = asyncio.Semaphore(_AHEAD)
         self._pump: asyncio.Task[None] | None = None
@@ -52,6 +58,7 @@ class Feed:
 
     async def _read(self) -> None:
         try:
+            await self._go()
             async for chunk in self._source:
                 await self._room.acquire()
                 self._chunks.put(chunk)

@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from secrets import token_hex
 from typing import Any, NoReturn
 
@@ -204,7 +205,8 @@ class Service:
             raise ProtocolError("the first message of an upload holds the header, and no data", reason="PROTOCOL_ORDER")
         header = wire.unpack_submit(first.header)
         assembly = Assembly(pb.ModelUpdateChunk, header.manifest.total_bytes, LARGEST_CHUNK, SMALLEST_CHUNK)
-        feed = Feed(asyncio.get_running_loop(), messages, assembly, self._stall_timeout)
+        go = partial(context.send_initial_metadata, ())  # else what is sent ahead of its turn would fill gRPC's buffers
+        feed = Feed(asyncio.get_running_loop(), go, messages, assembly, self._stall_timeout)
         try:
             return await self._submitted(await self._ask(context, header, feed), context)
         finally:
