@@ -27,6 +27,7 @@
     │   ├── Incomplete              a body that ended before it was whole (retryable)
     │   ├── TooLarge                    a message above the limit
     │   └── OutOfStorage                the receiver has no room for a message now (retryable)
+    ├── StateError                      the operator's: a state directory that is damaged, foreign or in use
     ├── AggregationError                the strategy's: no model came out of the round
     ├── RunFailed                       the federation ended without reaching its goal
     └── RemoteError                     the other side failed in a way it does not explain
@@ -202,6 +203,12 @@ class OutOfStorage(TransportError):
     retryable = True
 
 
+class StateError(FedcoreError):
+    """A state directory that is damaged, of another program or version, or in use; the message says what to do."""
+
+    reason = "STATE"
+
+
 class AggregationError(FedcoreError):
     """The strategy produced no usable model from a round's updates."""
 
@@ -243,6 +250,8 @@ _FINER: dict[str, type[FedcoreError]] = {
     "BAD_CHUNK_SIZE": ProtocolError,
     "UNKNOWN_ENUM": ProtocolError,
     "STALLED_STREAM": DeadlineExceeded,
+    "STATE_DAMAGED": StateError,
+    "STATE_LOCKED": StateError,
 }
 """Reasons finer than a class, and the class that carries them."""
 

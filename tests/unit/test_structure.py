@@ -19,7 +19,7 @@ ROWS = [
     {"coordinator", "round", "roster", "phase"},
     {
         "hub", "tasks", "uploads", "intake", "broadcast", "evaluation", "server", "link", "worker", "lane", "clock",
-        "testing", "cores", "mapped", "budget", "turns",
+        "testing", "cores", "mapped", "budget", "turns", "blobs", "ledger", "failpoints",
     },
     set(SHELVES),
     {"cli", "demo", "demo_roles", "children", "__main__"},

@@ -1,0 +1,202 @@
+"""The ledger: what was noted is there again, what is damaged, foreign or in use is refused, and nothing is noted twice."""
+
+import shutil
+import sqlite3
+
+import pytest
+import torch
+
+from fedcore.blobs import SHARD_BYTES
+from fedcore.broadcast import encode
+from fedcore.codecs.safetensors import Safetensors
+from fedcore.errors import StateError
+from fedcore.ledger import Entry, Ledger
+from fedcore.parameters import Spec, digest
+
+
+def payload(value):
+    model = {"w": torch.full((50,), float(value)), "n": torch.tensor(value)}
+    return encode(model, Spec.of(model), Safetensors(), SHARD_BYTES)
+
+
+def entry(client, value, number=1):
+    return Entry(f"fit-{number}-{client}", number, client, "try-1", payload(value).manifest.digest, 10, {"loss": 0.5})
+
+
+def note(ledger, client, value, number=1):
+    ledger.updates.put(payload(value), "upd")
+    ledger.accept(entry(client, value, number), payload(value).manifest)
+
+
+def filled(folder):
+    """Note a run with one committed round and one open one."""
+    ledger = Ledger(folder, Safetensors())
+    ledger.models.put(payload(0), "ckpt")
+    ledger.begin("run-1", 5, payload(0).manifest)
+    ledger.open_round(1, payload(0).manifest.digest)
+    note(ledger, "b", 2)
+    note(ledger, "a", 1)
+    ledger.close_round(1, ["fit-1-a", "fit-1-b"])
+    ledger.models.put(payload(9), "ckpt")
+    ledger.commit_round(1, payload(9).manifest, {"seconds": 1.5})
+    ledger.open_round(2, payload(9).manifest.digest)
+    note(ledger, "a", 3, 2)
+    return ledger
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def ledger(folder):
+    made = filled(folder)
+    yield made
+    made.close()
+
+
+def test_what_was_noted_is_there_again(ledger, folder):
+    ledger.close()
+    again = Ledger(folder, Safetensors())
+    assert again.run_id == "run-1"
+    first, model = payload(0).manifest.digest, payload(9).manifest.digest
+    pages = [(page.number, page.state, page.base, page.model, page.facts) for page in again.pages()]
+    assert pages == [
+        (0, "committed", first, first, {}), (1, "committed", first, model, {"seconds": 1.5}), (2, "open", model, "", {}),
+    ]  # fmt: skip
+    assert again.entries(1) == [entry("a", 1), entry("b", 2)]
+    assert again.entries(2) == [entry("a", 3, 2)]
+    assert again.manifest(model) == payload(9).manifest
+    assert digest(again.models.get(again.manifest(model))) == model
+    again.close()
+
+
+def test_the_same_update_once_more_changes_nothing(ledger):
+    note(ledger, "a", 3, 2)
+    assert ledger.entries(2) == [entry("a", 3, 2)]
+
+
+def test_i2_a_task_has_one_update_and_a_client_one_in_a_round(ledger):
+    with pytest.raises(StateError, match="another update"):
+        note(ledger, "a", 4, 2)
+    other = Entry("fit-2-again", 2, "a", "try-2", payload(4).manifest.digest, 10)
+    with pytest.raises(StateError, match="another update"):
+        ledger.accept(other, payload(4).manifest)
+    assert ledger.entries(2) == [entry("a", 3, 2)]
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_round_that_is_not_open_takes_none(ledger, number):
+    with pytest.raises(StateError, match=f"round {number} takes no updates"):
+        note(ledger, "c", 5, number)
+
+
+def test_an_update_can_be_withdrawn_and_closing_fixes_who_counts(ledger):
+    note(ledger, "b", 4, 2)
+    note(ledger, "c", 5, 2)
+    ledger.withdraw("fit-2-b")
+    ledger.close_round(2, ["fit-2-c"])
+    assert ledger.entries(2) == [entry("c", 5, 2)]
+
+
+def test_i4_a_round_has_one_outcome(ledger):
+    with pytest.raises(StateError, match="cannot become committed"):
+        ledger.commit_round(2, payload(9).manifest, {})
+    ledger.fail_round(2, {"reason": "nobody"})
+    for change in (lambda: ledger.close_round(2, []), lambda: ledger.fail_round(2, {}), lambda: ledger.fail_round(1, {})):
+        with pytest.raises(StateError, match="cannot become"):
+            change()
+    assert [page.state for page in ledger.pages()] == ["committed", "committed", "failed"]
+
+
+def test_sweeping_keeps_what_resuming_needs(ledger):
+    gone = ledger.sweep()
+    kept = {payload(9).manifest.digest}
+    assert {name.split(".")[0] for name in gone} == {payload(value).manifest.digest for value in (0, 1, 2)}
+    assert {path.name.split(".")[0] for path in (ledger.folder / "models").glob("*.*")} == kept
+    assert [path.name.split(".")[0] for path in (ledger.folder / "updates").glob("*.*")] == [entry("a", 3, 2).digest]
+
+
+def test_sweeping_can_keep_updates_for_replay(ledger):
+    ledger.sweep(keep_models=2, keep_updates=1)
+    assert len(list((ledger.folder / "updates").glob("*.*"))) == 3
+
+
+def test_f22_two_at_once_are_refused(ledger, folder):
+    with pytest.raises(StateError, match="in use by another process") as caught:
+        Ledger(folder, Safetensors())
+    assert caught.value.reason == "STATE_LOCKED"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def text(path):
+    path.write_text("not a database at all, but long enough to be one" * 100)
+
+
+def foreign(path):
+    path.unlink()
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE things (x)")
+    other.close()
+
+
+@pytest.mark.parametrize("damage", [cut, empty, text, foreign])
+def test_f17_a_damaged_ledger_is_refused_and_left_as_it_is(folder, damage):
+    filled(folder).close()
+    damage(folder / "ledger.db")
+    before = (folder / "ledger.db").read_bytes()
+    with pytest.raises(StateError, match="damaged") as caught:
+        Ledger(folder, Safetensors())
+    assert "Nothing was changed" in str(caught.value)
+    assert (folder / "ledger.db").read_bytes() == before
+
+
+def test_f17_another_version(folder):
+    filled(folder).close()
+    with sqlite3.connect(folder / "ledger.db") as database:
+        database.execute("PRAGMA user_version = 2")
+    database.close()
+    with pytest.raises(StateError, match="another version of fedcore"):
+        Ledger(folder, Safetensors())
+
+
+def test_f17_a_missing_ledger_is_not_started_anew(folder):
+    filled(folder).close()
+    (folder / "ledger.db").unlink()
+    with pytest.raises(StateError, match=r"ledger\.db is missing"):
+        Ledger(folder, Safetensors())
+    assert not (folder / "ledger.db").exists()
+
+
+def test_a_folder_with_other_things_is_refused(folder):
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(StateError, match="holds other things"):
+        Ledger(folder, Safetensors())
+
+
+def test_g9_a_link_is_not_followed(folder, tmp_path):
+    filled(tmp_path / "real").close()
+    folder.symlink_to(tmp_path / "real")
+    with pytest.raises(StateError, match="links are not followed"):
+        Ledger(folder, Safetensors())
+
+
+def test_a_copy_is_as_good(folder, tmp_path):
+    filled(folder).close()
+    copied = Ledger(shutil.copytree(folder, tmp_path / "copy"), Safetensors())
+    assert copied.entries(1) == [entry("a", 1), entry("b", 2)]
+    copied.close()
+
+
+def test_what_is_not_known(ledger):
+    with pytest.raises(StateError, match="nothing is known"):
+        ledger.manifest("0" * 64)
