@@ -1,7 +1,7 @@
 """The server: a hub, a strategy, and the thread that directs the run.
 
-The director waits for the machine to need something and hands it to the mathematics lane: open a round, or conclude the
-one that closed. It does no work itself, so that deadlines are kept however long the arithmetic takes.
+The director waits for the machine to need something and hands it to the mathematics lane, which opens a round, and concludes
+the one that closed. It does no work itself, so that deadlines are kept however long the arithmetic takes.
 """
 
 from __future__ import annotations

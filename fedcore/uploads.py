@@ -1,4 +1,4 @@
-"""Takes updates in: within a budget of memory decoded and checked on threads of their own, then committed, then summed."""
+"""Takes updates in: decoded and checked (large ones within a budget, on threads of their own), committed, and summed up."""
 
 from __future__ import annotations
 
