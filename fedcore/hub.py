@@ -1,9 +1,9 @@
 """The shell around the coordinator: it owns the lock, the clock, the parked requests and the threads that do the work.
 
 A request comes in on a transport's thread. What the coordinator can answer is answered under the lock, in microseconds:
-no user code, no arithmetic and no I/O ever runs there. The rest is handed on: large bodies to the intake threads, the strategy's
-mathematics to one thread (*lane*), encoding to another; small bodies, up to 1 MiB, are taken in where they arrive, which is
-quicker than handing them on. A pull with nothing to do is parked as a future, not a thread,
+no user code, no arithmetic and no I/O ever runs there. The rest is handed on: large bodies to the intake threads, the
+strategy's mathematics to one thread (*lane*), encoding to another; small bodies, up to 1 MiB, are taken in where they arrive,
+which is quicker than handing them on. A pull with nothing to do is parked as a future, not a thread,
 and every turn of the machine that may have work for somebody looks through the parked ones; nobody polls.
 
 What an update goes through: admit (lock) -> decode and check -> commit (lock) -> acknowledge; the sum is done by the
