@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from fedcore.codec import Codec, Frame, Landing
+from fedcore.durable import place
 from fedcore.errors import DecodeError, SchemaMismatch
 from fedcore.messages import TensorInfo
 from fedcore.parameters import Parameters, Spec, check_bools, dtype_name, expect, itemsize, land
@@ -114,16 +115,7 @@ def save(path: str | os.PathLike[str], parameters: Mapping[str, Tensor]) -> None
     metadata = {"format": "pt"} | ({_ALIASES: json.dumps(ties, ensure_ascii=False)} if ties else {})
     target = Path(path)
     part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.part")
-    try:
-        with part.open("xb") as file:
-            file.write(_header(spec.entries, metadata))
-            file.writelines(raw_bytes(parameters[info.name]) for info in spec)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-    _sync_directory(target.parent)
+    place(target, part, [_header(spec.entries, metadata), *(raw_bytes(parameters[info.name]) for info in spec)])
 
 
 def load(path: str | os.PathLike[str]) -> Parameters:
@@ -144,7 +136,7 @@ def load(path: str | os.PathLike[str]) -> Parameters:
 
 @lru_cache(maxsize=1024)
 def _encoded_header(looks: tuple[tuple[str, torch.dtype, torch.Size], ...]) -> bytes:
-    return _header(TensorInfo(name, dtype_name(dtype, name), tuple(shape)) for name, dtype, shape in looks)
+    return _frame_header(tuple(TensorInfo(name, dtype_name(dtype, name), tuple(shape)) for name, dtype, shape in looks))
 
 
 @lru_cache(maxsize=1024)
@@ -243,12 +235,3 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _no_count(text: str) -> object:
     raise ValueError(f"{text[:40]!r} is no count")
-
-
-def _sync_directory(directory: Path) -> None:
-    if os.name == "posix":  # elsewhere a directory cannot be opened, and a rename is durable by itself
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

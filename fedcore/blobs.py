@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from fedcore.broadcast import Payload
 from fedcore.codec import Codec
+from fedcore.durable import place
 from fedcore.errors import FedcoreError, OutOfStorage, StateError
 from fedcore.failpoints import reach
 from fedcore.intake import receive
@@ -55,20 +55,8 @@ class Blobs:
             return
         part = self._spool / f"{target.name}.{token_hex(4)}"
         try:
-            with part.open("xb") as file:
-                for buffer in payload.body:
-                    file.write(buffer)
-                    reach(f"{point}.tmp_half")
-                file.flush()
-                reach(f"{point}.before_fsync")
-                os.fsync(file.fileno())
-            reach(f"{point}.before_rename")
-            part.replace(target)
-            reach(f"{point}.after_rename")
-            _synchronise(self._folder)
-            reach(f"{point}.after_dirsync")
+            place(target, part, payload.body, lambda step: reach(f"{point}.{step}"))
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise OutOfStorage(f"{target} cannot be written: {error.strerror}") from error
 
     def get(self, manifest: Manifest) -> Parameters:
@@ -106,12 +94,3 @@ def _content(path: Path) -> Buffer:
     if path.is_symlink():
         raise OSError("it is a link")
     return np.memmap(path, np.uint8, "r").data if path.stat().st_size else b""
-
-
-def _synchronise(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and a rename is durable by itself
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -26,10 +26,8 @@ def check_finite(parameters: Mapping[str, Tensor]) -> dict[str, float]:
         NonFinite: naming the first tensor that holds NaN or infinity.
     """
     found = extents(parameters)
-    if not math.isfinite(sum(found.values())):
-        bad = next((name for name, magnitude in found.items() if not math.isfinite(magnitude)), None)
-        if bad is not None:
-            raise NonFinite(f"tensor {bad!r} holds NaN or infinity")
+    if bad := next((name for name, magnitude in found.items() if not math.isfinite(magnitude)), None):
+        raise NonFinite(f"tensor {bad!r} holds NaN or infinity")
     return found
 
 

@@ -217,10 +217,8 @@ class Batch:
                 total.add(name, values[name], weight, magnitudes[name])
             return
         row = np.empty(self.memory.size)
-        at = 0
-        for piece in _pieces(regions(values[name] for name in self.sums), self._dtype):
-            row[at : at + piece.size] = piece
-            at += piece.size
+        for place, piece in _pieces(regions(values[name] for name in self.sums), self._dtype):
+            row[place] = piece
         self._scale(row, [weight * scale for scale in self._scales])
         units = _units(row, size)
         if self._empty:
@@ -240,10 +238,8 @@ class Batch:
         exact = self.memory.astype(np.float64)
         exact /= weight
         self._scale(exact, [1 / scale for scale in self._scales])
-        at = 0
-        for piece in _pieces(regions(into[name] for name in self.sums), self._dtype):
-            piece[:] = exact[at : at + piece.size]
-            at += piece.size
+        for place, piece in _pieces(regions(into[name] for name in self.sums), self._dtype):
+            piece[:] = exact[place]
 
     def part(self) -> None:
         """Let each sum go on for itself from here."""
@@ -274,8 +270,13 @@ def batches(sums: Mapping[str, FixedPointSum], memory: Integers) -> list[Batch]:
     return [*made, Batch(run, memory[begin:end])] if run else made
 
 
-def _pieces(views: list[memoryview], dtype: torch.dtype) -> Iterator[NDArray[np.floating]]:
-    return (np.frombuffer(view, NUMPY[dtype]) for view in views)
+def _pieces(views: list[memoryview], dtype: torch.dtype) -> Iterator[tuple[slice, NDArray[np.floating]]]:
+    """Yield each view as numbers, and where it lies in a row of all."""
+    at = 0
+    for view in views:
+        piece = np.frombuffer(view, NUMPY[dtype])
+        yield slice(at, at + piece.size), piece
+        at += piece.size
 
 
 def _blocks(value: Tensor, scale: float) -> Iterator[tuple[slice, Floats]]:

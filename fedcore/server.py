@@ -231,14 +231,10 @@ class Server:
 
     def _look(self) -> None:
         """Do what the machine needs now, and what that makes due; on the mathematics lane."""
-        job: Callable[[], None] | None = self._look
         try:
-            while job is not None:
-                with self.hub.turn() as machine:
-                    job = None if self.hub.finished else self._next_job(machine, self._clock.now())
-                if job is not None:
-                    self.hub.busy = True
-                    job()
+            while (job := self._due()) is not None:
+                self.hub.busy = True
+                job()
         except Exception as error:
             log.exception("the strategy failed; the run is over")
             self.hub.stop(f"the strategy failed: {type(error).__name__}: {error}")
@@ -246,6 +242,10 @@ class Server:
             if self.hub.busy:
                 self.hub.busy = False
                 self.hub.wake()
+
+    def _due(self) -> Callable[[], None] | None:
+        with self.hub.turn() as machine:
+            return None if self.hub.finished else self._next_job(machine, self._clock.now())
 
     def _say_goodbye(self) -> None:
         """Wait for evaluations, then for the clients to hear that the run is over."""

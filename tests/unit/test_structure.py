@@ -14,7 +14,7 @@ ROWS = [
     {"errors", "parameters", "messages", "shards", "pool", "views", "extents"},
     {
         "codec", "transport", "client", "aggregator", "fixedpoint", "strategy", "policy", "registry", "security", "config",
-        "events", "history", "compression", "tensorwise", "blockwise",
+        "events", "history", "compression", "tensorwise", "blockwise", "durable",
     },
     {"coordinator", "round", "roster", "phase"},
     {

@@ -1,0 +1,43 @@
+"""Files that are there whole or not at all, and on the disk when they are there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from fedcore.transport import Buffer
+
+
+def place(target: Path, part: Path, content: Iterable[Buffer], passed: Callable[[str], object] = str) -> None:
+    """Write ``content`` to ``part``, synchronise it, rename it to ``target``, and synchronise the folder.
+
+    Args:
+        target: the file; one that is there is replaced.
+        part: where it is written first, on the same disk; gone when this returns or raises.
+        content: its bytes.
+        passed: told of each step that a crash may come after.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        with part.open("xb") as file:
+            for buffer in content:
+                file.write(buffer)
+                passed("tmp_half")
+            file.flush()
+            passed("before_fsync")
+            os.fsync(file.fileno())
+        passed("before_rename")
+        part.replace(target)
+        passed("after_rename")
+        if os.name == "posix":  # elsewhere a folder cannot be opened, and a rename is durable by itself
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        passed("after_dirsync")
+    finally:
+        part.unlink(missing_ok=True)
