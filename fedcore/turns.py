@@ -100,7 +100,9 @@ def result(future: Future[T], timeout: float | None = None) -> T:
         Exception: what the future failed with.
     """
     turns = _mine.turns
-    if turns is None or timeout is not None or future.done():
+    if turns is None or future.done():
+        return future.result(timeout)
+    if timeout is not None:
         with away():
             return future.result(timeout)
     place = _place()

@@ -96,8 +96,6 @@ class _Connection(Connection):
         if listener is None:
             raise ConnectionLost(f"nothing listens at {self._address!r}" if not self._closed else "the connection is closed")
         future = listener.serve(Request(message, body, self._peer))
-        if future.done():
-            return future.result()
         self._open.add(future)
         try:
             return self.wait(future, timeout)

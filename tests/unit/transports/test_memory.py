@@ -140,6 +140,13 @@ def test_an_answer_that_does_not_come_in_time():
     assert parked.cancelled()
 
 
+def test_what_is_cut_off_before_anybody_waits_for_it_is_a_lost_connection():
+    gone = Future()
+    gone.cancel()
+    with Memory().listen("", lambda _: gone) as listener, pytest.raises(ConnectionLost, match="went away"):
+        Memory().connect(listener.address).request(Pull(SESSION))
+
+
 @pytest.mark.parametrize("who", ["listener", "connection"])
 def test_either_end_cuts_off_what_is_waiting(who):
     arrived = threading.Event()
