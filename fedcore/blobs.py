@@ -74,11 +74,11 @@ class Blobs:
         except (OSError, FedcoreError) as error:
             raise StateError(f"{path} is damaged: {error}", reason="STATE_DAMAGED") from error
 
-    def sweep(self, keep: Collection[str]) -> list[str]:
-        """Take away remnants, and all files but those of the payloads with these digests; returns what was taken."""
+    def sweep(self, keep: Collection[str], *, remnants: bool = True) -> list[str]:
+        """Take away all files but those of the payloads with these digests, and ``remnants``; returns what was taken."""
         kept = {f"{digest}{self._ending}" for digest in keep}
         rest = [path for path in self._folder.iterdir() if path.is_file() and path.name not in kept]
-        rest += self._spool.iterdir()
+        rest += self._spool.iterdir() if remnants else ()
         for path in rest:
             reach("gc.blob_delete")
             path.unlink()

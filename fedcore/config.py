@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from fedcore.errors import ConfigError
 from fedcore.policy import RoundPolicy
@@ -40,6 +41,12 @@ class ServerConfig:
         map_folder: where those files are; None: the system's folder for temporary files.
         delta_codec: a lossless codec such as ``"delta+zstd"``. Clients that still hold the model before are sent the
             difference to it whenever that is smaller; both sides keep one model more for it. None: whole models are sent.
+        state_dir: a folder in which the run is noted, so that the same command goes on with it after a crash or a restart.
+            None: it lives in memory alone.
+        durability: ``"update"``: an update is on the disk before its client is told that it counts. ``"round"``: only the
+            outcome of a round is; after a crash clients are asked to send what they trained once more, which costs them
+            the memory of one more model.
+        keep_updates: of how many of the last rounds the updates stay in the state directory, for ``fedcore replay``.
     """
 
     num_rounds: int = 3
@@ -61,11 +68,14 @@ class ServerConfig:
     map_above: int = 2 << 30
     map_folder: str | None = None
     delta_codec: str | None = None
+    state_dir: str | None = None
+    durability: Literal["update", "round"] = "update"
+    keep_updates: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_rounds", "max_failures", "max_examples", "max_model_bytes", "shard_bytes", "map_above"):
             self._require(name, int, 1)
-        for name in ("extra_clients", "seed"):
+        for name in ("extra_clients", "seed", "keep_updates"):
             self._require(name, int, 0)
         for name in ("round_timeout", "heartbeat_interval", "heartbeat_timeout"):
             self._require(name, float, 1e-9)
@@ -83,6 +93,10 @@ class ServerConfig:
         names = self.accept_codecs
         if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
             raise ConfigError(f"ServerConfig.accept_codecs must be a list of names, not {names!r}")
+        if self.durability not in ("update", "round"):
+            raise ConfigError(f"ServerConfig.durability must be 'update' or 'round', not {self.durability!r}")
+        if self.keep_updates and (self.state_dir is None or self.durability != "update"):
+            raise ConfigError("ServerConfig.keep_updates needs a state_dir, and durability 'update'")
         if not 4096 <= self.shard_bytes <= 1 << 30:
             raise ConfigError(f"ServerConfig.shard_bytes must be from 4 KiB to 1 GiB, not {self.shard_bytes}")
 

@@ -8,10 +8,10 @@ A run goes through phases, and the table below is the law: a pair that is not in
     WAITING      not enough clients, or no model yet
       | open
     COLLECTING   a round is open; updates are admitted, then committed
-      | close                      | fail (deadline without a quorum)
-    AGGREGATING  the strategy works     -> WAITING, same model, next number
+      | close (enough updates, or the deadline)
+    AGGREGATING  the strategy works, unless there are too few updates; the outcome is noted where it lasts
       | publish (a new model)      | fail (no usable model)
-    WAITING ...                         -> WAITING
+    WAITING ...                  WAITING, same model, next number
     FINISHED     after the last round, after too many failures, or when told to stop
 
 An update is judged twice: :meth:`admit` from its header alone, before a byte of the body is read, and :meth:`commit` when
@@ -23,9 +23,7 @@ Beside the training round there may be an evaluation, and before the first a req
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping
-from itertools import chain
 
 from fedcore import events as ev
 from fedcore.errors import ProtocolError
@@ -47,8 +45,7 @@ from fedcore.phase import TRANSITIONS, Move, Phase
 from fedcore.policy import RoundPolicy, Verdict
 from fedcore.roster import Member, Roster
 from fedcore.round import Assignment, Round, State, Ticket, misplaced
-
-_REMEMBERED_ROUNDS = 16
+from fedcore.rounds import Rounds
 
 
 class Coordinator:
@@ -60,6 +57,8 @@ class Coordinator:
         failed: why the run ended early, or "".
         changes: counts what may give a waiting client something to do.
         events: what happened since the caller last took it.
+        rounds: what clients are asked.
+        digest: of the model that rounds start from, or "".
     """
 
     def __init__(
@@ -76,24 +75,22 @@ class Coordinator:
         self.changes = 0
         self.events: list[ev.Event] = []
         self.roster = Roster(run_id, policy.quorum, heartbeat_timeout)
-        self.fit: Round | None = None
-        self.evaluation: Round | None = None
-        self.first_model: Round | None = None
+        self.rounds = Rounds()
         self.digest = ""
         self._failures = 0
-        self._past: deque[Round] = deque(maxlen=_REMEMBERED_ROUNDS)
 
     # --- clients ---
 
-    def register(self, client_id: str, token: str, *, evaluates: bool = False, now: float) -> Session:
-        """Take a client in, or take it in again: a session it had before is fenced, its assignment stays its own.
+    def register(self, client_id: str, token: str, *, instance: str = "", evaluates: bool = False, now: float) -> Session:
+        """Take a client in, or take it in again; its assignment stays its own. See :meth:`Roster.register`.
 
         Raises:
             ConfigError: ``client_id`` is not one.
+            Fenced: a newer process of this client is known.
         """
-        again = self.roster.register(client_id, token, evaluates=evaluates, now=now)
+        member, again = self.roster.register(client_id, token, instance=instance, evaluates=evaluates, now=now)
         self.events.append(ev.ClientRegistered(at=now, client_id=client_id, again=again))
-        return Session(self.run_id, client_id, token)
+        return Session(self.run_id, client_id, member.token)
 
     def pull(self, session: Session, now: float) -> Assignment | Wait | Finished:
         """Return the client's task, the same one until it is answered; or tell it to wait, or that the run is over.
@@ -108,12 +105,12 @@ class Coordinator:
         back, member.status = not member.available, Status.WAITING
         if back:
             self.roster.watch(now)
-        for collection in (self.first_model, self.evaluation, self.fit):
-            if collection and collection.open and (task := collection.offer(member.client_id)):
-                member.status, member.round, member.step, member.total = Status.FETCHING_MODEL, task.round, 0, 0
-                self.events.append(ev.TaskAssigned(at=now, round=task.round, kind=task.kind, client_id=member.client_id))
-                return task
-        return Wait(self.round)
+        task = self.rounds.offer(member.client_id)
+        if task is None:
+            return Wait(self.round)
+        member.status, member.round, member.step, member.total = Status.FETCHING_MODEL, task.round, 0, 0
+        self.events.append(ev.TaskAssigned(at=now, round=task.round, kind=task.kind, client_id=member.client_id))
+        return task
 
     def task_of(self, session: Session, task_id: str, now: float) -> Assignment:
         """Return a task the client was assigned and has not answered.
@@ -123,7 +120,7 @@ class Coordinator:
             ProtocolError: the client has no such task.
         """
         member = self.roster.member(session, now)
-        found = self._find(task_id)
+        found = self.rounds.find(task_id)
         if found is None or found.client_id != member.client_id or not found.collection.takes(found):
             raise ProtocolError("this client has no such task (any more): pull again", reason="NOT_SELECTED")
         return found
@@ -144,7 +141,7 @@ class Coordinator:
         if self.phase is Phase.FINISHED:
             self._told(member)
             return BeatReply(True, Directive.STOP, self.failed or "the run is complete")
-        found = self._find(beat.task_id) if beat.task_id else None
+        found = self.rounds.find(beat.task_id) if beat.task_id else None
         if found and found.client_id == member.client_id:
             if beat.status is Status.ERROR:
                 self._give_back(found, beat.message or "the client failed", now)
@@ -162,7 +159,7 @@ class Coordinator:
         """
         member = self.roster.member(header.session, now)
         member.status = Status.SUBMITTING_UPDATE
-        found = self._find(header.task_id)
+        found = self.rounds.find(header.task_id)
         if found is None or found.client_id != member.client_id or found.round != header.round:
             return self._refuse(member.client_id, header.round, *misplaced(header.round, self.round), now)
         collection = found.collection
@@ -210,32 +207,53 @@ class Coordinator:
 
     def open_round(self, invited: Iterable[str], now: float) -> Round:
         """Open the next round and invite clients to it."""
-        self._move(Move.OPEN)
-        self.fit = Round(Kind.FIT, self.round, self.policy, now, self.digest)
-        self.fit.invite(sorted(set(invited) & self.roster.members.keys()))
-        self.changes += 1
-        self.events.append(
-            ev.RoundOpened(
-                at=now, round=self.round, invited=tuple(self.fit.assignments), target=self.policy.target,
-                quorum=self.policy.quorum, deadline=self.policy.deadline,
-            )
-        )  # fmt: skip
-        return self.fit
+        return self._open(sorted(set(invited) & self.roster.members.keys()), now)
 
     def ask_for_model(self, now: float, base_digest: str = "") -> None:
         """Ask the next client for its own parameters as the first model; ``base_digest`` is of the empty payload it gets."""
-        if self.first_model:
-            self._past.append(self.first_model)
-        policy = RoundPolicy(target=1, deadline=self.policy.deadline)
-        self.first_model = Round(Kind.INITIALIZE, 0, policy, now, base_digest)
+        self.rounds.ask_for_model(now, self.policy.deadline, base_digest)
         self.changes += 1
+
+    def resume(self, run_id: str, *, number: int, committed: int, failures: int, digest: str) -> None:
+        """Become a run that was interrupted, before anything else happens.
+
+        Args:
+            run_id: of that run.
+            number: of the round that was open, or is next.
+            committed: how many rounds made a model.
+            failures: how many rounds in a row failed last; a run that ended for it gets another chance.
+            digest: of the model that round starts from.
+        """
+        self.run_id = self.roster.run_id = run_id
+        self.round, self.committed, self.digest = number, committed, digest
+        self._failures = failures if failures < self.policy.max_failures else 0
+
+    def reopen(
+        self, invited: Iterable[str], accepted: Mapping[str, tuple[str, int]], elapsed: float, now: float, *, closed: bool
+    ) -> None:
+        """Take the round up again that was open; the clients that were invited have one lease to come back.
+
+        Args:
+            invited: who was.
+            accepted: by client, the digest and the number of examples of each update that counts.
+            elapsed: seconds that the round had lasted.
+            now: the time.
+            closed: it takes no more updates.
+        """
+        fit = self._open(sorted({*invited, *accepted}), now - elapsed)
+        for client_id, (digest, num_examples) in accepted.items():
+            done = fit.assignments[client_id]
+            done.state, done.digest, done.num_examples = State.ACCEPTED, digest, num_examples
+        for assignment in fit.assignments.values():
+            if assignment.pending:
+                self.roster.expect(assignment.client_id, now)
+        if closed:
+            self._close(fit, now)
 
     def adopt(self, digest: str) -> None:
         """Take the model with this digest as the one that rounds start from."""
         self.digest = digest
-        if self.first_model:
-            self._past.append(self.first_model)
-        self.first_model = None
+        self.rounds.drop_question()
 
     def publish(
         self,
@@ -251,13 +269,7 @@ class Coordinator:
         self.digest = digest
         self.committed += 1
         self._failures = 0
-        self.events.append(
-            ev.RoundCommitted(
-                at=now, round=done.number, digest=digest, accepted=tuple(a.client_id for a in done.accepted),
-                missing=done.missing, metrics=dict(metrics or {}), seconds=now - done.opened_at,
-                traffic=dict(traffic or {}),
-            )
-        )  # fmt: skip
+        self.events.append(done.committed(digest, now, metrics or {}, traffic or {}))
         self._evaluate(done.number, now)
         self.tick(now)
 
@@ -266,9 +278,7 @@ class Coordinator:
         self._move(Move.FAIL)
         done = self._conclude()
         self._failures += 1
-        self.events.append(
-            ev.RoundFailed(at=now, round=done.number, reason=reason, missing=done.missing, seconds=now - done.opened_at)
-        )
+        self.events.append(done.failed(reason, now))
         if self._failures >= self.policy.max_failures:
             self.finish(f"{self._failures} rounds in a row failed, the last one because {reason}", now)
 
@@ -278,10 +288,9 @@ class Coordinator:
             return
         self._move(Move.FINISH)
         self.failed = failed
-        self._end_evaluation(now)
-        for collection in (self.first_model, self.fit):
-            if collection:
-                collection.open = False
+        self.events += self.rounds.end_evaluation(now)
+        for collection in self.rounds:
+            collection.open = False
         self.changes += 1
         self.events.append(ev.RunFinished(at=now, committed=self.committed, failed=failed))
 
@@ -292,13 +301,12 @@ class Coordinator:
         for member in self.roster.expire(now):
             self._lose(member, now)
         self._review(now)
-        if self.committed >= self.num_rounds and self.phase is Phase.WAITING and not self.evaluation:
+        if self.committed >= self.num_rounds and self.phase is Phase.WAITING and not self.rounds.evaluation:
             self.finish("", now)
 
     def next_deadline(self, now: float) -> float | None:
         """Return when :meth:`tick` or :meth:`candidates` may next have something to do if nothing else happens."""
-        due = [self.roster.next_expiry()]
-        due += [r.closes_at for r in (self.first_model, self.evaluation, self.fit) if r and r.open]
+        due = [self.roster.next_expiry(), *self.rounds.closes_at()]
         if self.phase is Phase.WAITING and self.roster.quorum_since is not None and self.digest:
             due += [when for when in [self.roster.quorum_since + self.policy.start_wait] if when > now]  # else it may open
         return min((when for when in due if when is not None), default=None)
@@ -317,10 +325,6 @@ class Coordinator:
         if finished and client_id in self.roster.members:
             self._told(self.roster.members[client_id])
         return Directive.STOP if finished else Directive.CONTINUE
-
-    def _find(self, task_id: str) -> Assignment | None:
-        rounds = chain((self.fit, self.evaluation, self.first_model), self._past)
-        return next((found for r in rounds if r and (found := r.find(task_id))), None)
 
     def _refuse(self, client_id: str, number: int, outcome: Outcome, reason: str, message: str, now: float) -> Submitted:
         if outcome is not Outcome.DUPLICATE:
@@ -342,54 +346,42 @@ class Coordinator:
     def _lose(self, member: Member, now: float) -> None:
         silent = now - member.last_seen
         self.events.append(ev.ClientLost(at=now, client_id=member.client_id, silent=silent))
-        for collection in (self.fit, self.evaluation, self.first_model):
-            assignment = collection.assignments.get(member.client_id) if collection else None
-            if assignment and assignment.pending:
-                assignment.state, assignment.reason = State.LOST, f"silent for {silent:.0f} s"
-                self.changes += 1
+        self.changes += self.rounds.lose(member.client_id, f"silent for {silent:.0f} s")
 
     def _review(self, now: float) -> None:
-        if self.fit and self.fit.open and (verdict := self.fit.verdict(now)) is not Verdict.WAIT:
-            self.fit.open = False
-            accepted = tuple(a.client_id for a in self.fit.accepted)
-            if verdict is Verdict.CLOSE:
-                self._move(Move.CLOSE)
-                self.events.append(ev.RoundClosed(at=now, round=self.fit.number, accepted=accepted))
-            else:
-                self.fail(f"only {len(accepted)} of {self.policy.quorum} updates came within {self.policy.deadline:g} s", now)
-        evaluation = self.evaluation
-        if evaluation and evaluation.open and (not evaluation.pending or evaluation.verdict(now) is not Verdict.WAIT):
-            self._end_evaluation(now)
-        if self.first_model and self.first_model.open:
-            verdict = self.first_model.verdict(now)
+        fit, asking = self.rounds.fit, self.rounds.first_model
+        if fit and fit.open and (verdict := fit.verdict(now)) is not Verdict.WAIT:
+            self._close(fit, now)
             if verdict is Verdict.FAIL:
-                self.ask_for_model(now, self.first_model.base_digest)
-            self.first_model.open = verdict is not Verdict.CLOSE
+                few, policy = fit.count, fit.policy
+                fit.doomed = f"only {few} of {policy.quorum} updates came within {policy.deadline:g} s"
+        if self.rounds.evaluated(now):
+            self.events += self.rounds.end_evaluation(now)
+        if asking and asking.open and (verdict := asking.verdict(now)) is not Verdict.WAIT:
+            asking.open = False
+            if verdict is Verdict.FAIL:
+                self.ask_for_model(now, asking.base_digest)
+
+    def _open(self, invited: Iterable[str], opened_at: float) -> Round:
+        self._move(Move.OPEN)
+        fit = self.rounds.fit = Round(Kind.FIT, self.round, self.policy, opened_at, self.digest)
+        fit.invite(invited)
+        self.changes += 1
+        self.events.append(fit.opened(opened_at))
+        return fit
+
+    def _close(self, fit: Round, now: float) -> None:
+        fit.open = False
+        self._move(Move.CLOSE)
+        self.events.append(ev.RoundClosed(at=now, round=fit.number, accepted=tuple(a.client_id for a in fit.accepted)))
 
     def _conclude(self) -> Round:
-        if self.fit is None:
-            raise AssertionError("no round to conclude")
-        done, self.fit = self.fit, None
-        self._past.append(done)
         self.round += 1
-        return done
+        return self.rounds.conclude()
 
     def _evaluate(self, number: int, now: float) -> None:
-        self._end_evaluation(now)
+        self.events += self.rounds.end_evaluation(now)
         willing = self.roster.evaluators()
         if willing and self.evaluate_timeout > 0:
-            policy = RoundPolicy(target=len(willing), deadline=self.evaluate_timeout)
-            self.evaluation = Round(Kind.EVALUATE, number, policy, now, self.digest)
-            self.evaluation.invite(willing)
+            self.rounds.evaluate(number, willing, self.evaluate_timeout, self.digest, now)
         self.changes += 1
-
-    def _end_evaluation(self, now: float) -> None:
-        if self.evaluation:
-            self.evaluation.open = False
-            self._past.append(self.evaluation)
-            self.events.append(
-                ev.EvaluationClosed(
-                    at=now, round=self.evaluation.number, accepted=tuple(a.client_id for a in self.evaluation.accepted)
-                )
-            )
-        self.evaluation = None

@@ -29,15 +29,24 @@ def place(target: Path, part: Path, content: Iterable[Buffer], passed: Callable[
             file.flush()
             passed("before_fsync")
             os.fsync(file.fileno())
-        passed("before_rename")
-        part.replace(target)
-        passed("after_rename")
-        if os.name == "posix":  # elsewhere a folder cannot be opened, and a rename is durable by itself
-            folder = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        passed("after_dirsync")
+        settle(part, target, passed)
     finally:
         part.unlink(missing_ok=True)
+
+
+def settle(part: Path, target: Path, passed: Callable[[str], object] = str) -> None:
+    """Rename a file that is on the disk, and synchronise the folder.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    passed("before_rename")
+    part.replace(target)
+    passed("after_rename")
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and a rename is durable by itself
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    passed("after_dirsync")

@@ -12,6 +12,7 @@ from typing import Any
 from fedcore import events as ev
 from fedcore.aggregator import Update
 from fedcore.clock import Clock
+from fedcore.failpoints import reach
 from fedcore.lane import Lane
 from fedcore.parameters import Parameters
 from fedcore.strategy import Strategy
@@ -96,6 +97,7 @@ class Evaluations:
             self._report(event or ev.Evaluated(at=self._clock.now(), round=pending.number, metrics={}))
 
     def _evaluate(self, number: int, parameters: Parameters) -> dict[str, float] | None:
+        reach("eval.start")
         result = self._strategy.evaluate(number, parameters)
         if result is None:
             return None

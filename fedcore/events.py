@@ -22,11 +22,12 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted(Event):
-    """The server listens."""
+    """The server listens. ``past`` is what happened in the rounds before, if it goes on with a run that was interrupted."""
 
     run_id: str
     address: str
     num_rounds: int
+    past: tuple[Event, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ class UpdateRefused(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundClosed(Event):
-    """No more updates are taken; the strategy works on those accepted."""
+    """No more updates are taken; the outcome follows."""
 
     round: int
     accepted: tuple[str, ...]
@@ -160,6 +161,13 @@ class EvaluationFailed(Event):
     """The evaluation of a round's model raised or took too long; the round stands."""
 
     round: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPaused(Event):
+    """The run cannot go on, for a ``reason`` that its operator can take away; an empty one: it goes on again."""
+
     reason: str
 
 

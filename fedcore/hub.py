@@ -17,28 +17,28 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from secrets import token_hex
 from tempfile import gettempdir
 
 from fedcore import events as ev
 from fedcore.clock import Clock
-from fedcore.codec import REFERENCE, Codec
+from fedcore.codec import Codec
 from fedcore.config import ServerConfig
 from fedcore.coordinator import Coordinator
 from fedcore.cores import Cores
-from fedcore.errors import CodecRefused, ConnectionLost, FedcoreError, ProtocolError, RemoteError
+from fedcore.errors import ConnectionLost, FedcoreError, ProtocolError, RemoteError
+from fedcore.failpoints import reach
+from fedcore.journal import Journal
 from fedcore.lane import Lane
 from fedcore.mapped import Landings
 from fedcore.messages import (
-    PROTOCOL_VERSION,
     Beat,
     Fetch,
     Finished,
     Pull,
     Register,
-    Registered,
     ServerStatus,
     Session,
     StatusQuery,
@@ -48,10 +48,10 @@ from fedcore.messages import (
 )
 from fedcore.phase import Phase
 from fedcore.pool import drain
-from fedcore.registry import accepted_codec, delta_codec
+from fedcore.reception import Reception
 from fedcore.round import Assignment
 from fedcore.strategy import Strategy
-from fedcore.tasks import Route, Tasks, answer, fail
+from fedcore.tasks import Tasks, answer, fail
 from fedcore.transport import Reply, Request
 from fedcore.uploads import Arrival, Uploads
 
@@ -110,6 +110,9 @@ class Hub:
         uploads: what comes up.
         metrics: of the last evaluation, for the status.
         busy: whether the lane of mathematics is at work on a step of the run, and will wake whoever waits at its end.
+        reception: takes clients in.
+        paused: why the run cannot go on at present, or "".
+        suspended: whether this process leaves the run, which a later one goes on with.
     """
 
     def __init__(
@@ -125,21 +128,20 @@ class Hub:
         conclude: Callable[[], None],
     ):
         self.coordinator, self.codec, self.accepts, self.clock = coordinator, codec, accepts, clock
-        self.delta = delta_codec(config.delta_codec)
         self.landings = Landings(config.map_above, config.map_folder or gettempdir())
+        self.reception = Reception(self.turn, clock, config, codec, accepts)
         self.condition = threading.Condition(threading.RLock())
         self.math = Lane("fedcore-math")
         self.cores = Cores()
-        self.tasks = Tasks(strategy, self.math, seed=config.seed, shard_bytes=config.shard_bytes, delta=self.delta)
+        self.tasks = Tasks(strategy, self.math, seed=config.seed, shard_bytes=config.shard_bytes, delta=self.reception.delta)
         self.uploads = Uploads(
             self.turn, clock, self.math, accepts=accepts, config=config, base=self.tasks.broadcast.base,
             noted=self.tasks.count, lend=self.landings.lend,
         )  # fmt: skip
         self.metrics: dict[str, float] = {}
         self.busy = False
-        self._interval, self._started = config.heartbeat_interval, clock.now()
+        self.paused, self.suspended, self._started = "", False, clock.now()
         self._observing, self._observe = Lane("fedcore-events", rest=_EVENTS_REST), observe
-        self._routes: dict[str, Route] = {}
         self._parked: dict[str, Parked] = {}
         self._due: list[Callable[[], object]] = []
         self._seen, self._next_due, self._usual_wait = 0, math.inf, math.inf
@@ -157,13 +159,14 @@ class Hub:
         """Do what belongs to the end of a turn, and return what is to be done behind it, without the lock."""
         changed, agenda, phase = self._settle(), self._agenda(), self.coordinator.phase
         if phase is Phase.AGGREGATING and self._phase is not phase:
+            reach("quorum.reached")
             self.math.send(self._conclude)
         self._phase = phase
         due, self._due = self._due, []
         happened, self.coordinator.events = self.coordinator.events, []
         if happened:
             self._observing.send(self._tell, happened)
-        if (changed or agenda != self._agreed) and (self.finished or not self.busy):
+        if (changed or agenda != self._agreed) and (self.over or not self.busy):
             self._agreed = agenda
             self.condition.notify_all()
         return due
@@ -175,9 +178,10 @@ class Hub:
         has closed is no news to them either: the lane of mathematics is told.
         """
         machine = self.coordinator
-        asking = machine.first_model is not None and machine.first_model.open
+        rounds = machine.rounds
+        asking = rounds.first_model is not None and rounds.first_model.open
         between = machine.phase in (Phase.WAITING, Phase.FINISHED)
-        return between, machine.round, machine.changes, machine.roster.stirs, asking, machine.evaluation is None
+        return between, machine.round, machine.changes, machine.roster.stirs, asking, rounds.evaluation is None
 
     def sleep(self, *until: float | None) -> None:
         """Wait on the condition until something happens, the machine or a parked request is due, or a moment has come."""
@@ -197,6 +201,27 @@ class Hub:
         with self.turn() as coordinator:
             coordinator.finish(reason, self.clock.now())
 
+    def suspend(self) -> None:
+        """Leave the run as it stands, for a later process: clients are sent away to wait for that one."""
+        with self.condition:
+            self.suspended = True
+            waiting, self._parked = list(self._parked.values()), {}
+            self.condition.notify_all()
+        for parked in waiting:
+            fail(parked.future, _leaving())
+
+    def pause(self, why: str) -> None:
+        """Say that the run cannot go on at present; "": that it can again."""
+        with self.condition:
+            before, self.paused = self.paused, why
+        if why != before:
+            log.log(logging.ERROR if why else logging.INFO, "the run is paused: %s" if why else "the run goes on%s", why)
+            self.record(ev.RunPaused(at=self.clock.now(), reason=why))
+
+    def keep(self, journal: Journal) -> None:
+        """Have everything noted in this journal from now on."""
+        self.uploads.journal = self.reception.journal = journal
+
     def flush_events(self) -> None:
         """Wait until the observers have received everything that happened so far."""
         self._observing.submit(lambda: None).result()
@@ -205,6 +230,7 @@ class Hub:
         """End all threads."""
         self.uploads.close()
         self.math.close(timeout=5.0)
+        self.reception.noting.close(timeout=5.0)
         self.cores.close()
         drain()
         self.tasks.broadcast.close()
@@ -246,6 +272,8 @@ class Hub:
 
     def _dispatch(self, request: Request, future: Future[Reply]) -> None:
         message = request.message
+        if self.suspended:
+            raise _leaving()
         if isinstance(message, Pull):
             self._pull(message, future)
         elif isinstance(message, Submit):
@@ -255,56 +283,24 @@ class Hub:
         elif isinstance(message, Beat):
             with self.turn() as coordinator:
                 reply = coordinator.heartbeat(message, self.clock.now())
-            answer(future, Reply(reply))
+                interval = self.reception.interval(len(coordinator.roster.members))
+            answer(future, Reply(replace(reply, heartbeat_interval=interval)))
         elif isinstance(message, Register):
-            answer(future, Reply(self._register(request, message)))
+            self.reception.register(request, message, future)
         elif isinstance(message, StatusQuery):
             answer(future, Reply(self.status()))
         else:
             raise ProtocolError(f"no such request: {type(message).__name__}")
 
-    def _register(self, request: Request, message: Register) -> Registered:
-        if message.protocol_version != PROTOCOL_VERSION:
-            raise ProtocolError(
-                f"protocol version {message.protocol_version} is not spoken here, only {PROTOCOL_VERSION}",
-                reason="PROTOCOL_VERSION",
-            )
-        down, up = self._negotiate(request, message)
-        delta = self._delta_for(message) if down else ""
-        with self.turn() as coordinator:
-            session = coordinator.register(
-                message.client_id, token_hex(16), evaluates=message.evaluates, now=self.clock.now()
-            )
-            self._routes = {n: r for n, r in self._routes.items() if n in coordinator.roster.members}
-            before = self._routes.get(message.client_id, Route(None)).traffic
-            self._routes[message.client_id] = Route(down, up, bool(delta), traffic=before)
-        name = up.name if up else REFERENCE
-        return Registered(session, name, self._interval, coordinator.roster.lease, delta)
-
-    def _delta_for(self, message: Register) -> str:
-        if self.delta is None or not set(self.delta.name.split("+")) <= set(message.accepts):
-            return ""
-        return self.delta.name
-
-    def _negotiate(self, request: Request, message: Register) -> tuple[Codec | None, Codec | None]:
-        if request.peer.by_reference:
-            return None, None
-        up = accepted_codec(message.codec or self.codec.name, self.accepts)
-        if missing := set(self.codec.name.split("+")) - set(message.accepts):
-            raise CodecRefused(
-                f"the server sends {self.codec.name!r}, but client {message.client_id[:64]!r} accepts no "
-                f"{', '.join(sorted(missing))}; give the client accept_codecs=[{self.codec.name!r}]"
-            )
-        return self.codec, up
-
     def status(self) -> ServerStatus:
         """Describe how the run stands."""
         with self.condition:
             machine, now = self.coordinator, self.clock.now()
-            members = machine.roster.describe(now, {name: route.traffic for name, route in self._routes.items()})
+            phase = "paused" if self.paused else machine.phase.value
+            members = machine.roster.describe(now, {name: route.traffic for name, route in self.reception.routes.items()})
             return ServerStatus(
-                run_id=machine.run_id, phase=machine.phase.value, round=machine.round, committed=machine.committed,
-                num_rounds=machine.num_rounds, accepted=machine.fit.count if machine.fit else 0,
+                run_id=machine.run_id, phase=phase, round=machine.round, committed=machine.committed,
+                num_rounds=machine.num_rounds, accepted=machine.rounds.fit.count if machine.rounds.fit else 0,
                 target=machine.policy.target, codec=self.codec.name, elapsed=now - self._started, clients=members,
                 metrics=dict(self.metrics), traffic=self.tasks.traffic, encodings=self.tasks.broadcast.encodings,
             )  # fmt: skip
@@ -315,7 +311,7 @@ class Hub:
         now = self.clock.now()
         with self.turn() as coordinator:
             given = coordinator.pull(message.session, now)
-            self._routes[message.session.client_id].holds = message.holds
+            self.reception.routes[message.session.client_id].holds = message.holds
             if isinstance(given, Wait) and message.wait > 0:
                 self._park(Parked(message.session, now + message.wait, future))
             else:
@@ -359,7 +355,7 @@ class Hub:
         if isinstance(given, FedcoreError):
             fail(future, given)
         elif isinstance(given, Assignment):
-            self.tasks.brief(given, self._routes[given.client_id], future)
+            self.tasks.brief(given, self.reception.routes[given.client_id], future)
         elif isinstance(given, Wait | Finished):
             answer(future, Reply(given))
 
@@ -373,7 +369,7 @@ class Hub:
         work = self.tasks.works.get((ticket.assignment.kind, ticket.assignment.round))
         if work is None:
             raise ConnectionLost("the round is just being concluded: try again")
-        route = self._routes[ticket.assignment.client_id]
+        route = self.reception.routes[ticket.assignment.client_id]
         return self.uploads.take(Arrival(ticket, work, route, request, header, future))
 
     # --- inside ---
@@ -391,3 +387,12 @@ class Hub:
     def finished(self) -> bool:
         """Whether the run is over."""
         return self.coordinator.phase is Phase.FINISHED
+
+    @property
+    def over(self) -> bool:
+        """Whether it is over for this process."""
+        return self.finished or self.suspended
+
+
+def _leaving() -> ConnectionLost:
+    return ConnectionLost("the server is leaving; another one will go on with the run")

@@ -10,31 +10,34 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedcore.blobs import Blobs
 from fedcore.codec import Codec
-from fedcore.errors import OutOfStorage, StateError
-from fedcore.failpoints import reach
+from fedcore.database import Database, damaged, hold, release
+from fedcore.errors import StateError, UpdateRejected
 from fedcore.messages import Manifest, TensorInfo
 
 _APPLICATION, _VERSION = 0x66656463, 1  # "fedc"
+_OURS = {"lock", "lock-journal", "models", "updates", "ledger.new", "ledger.new-journal"}
 _SCHEMA = """
-CREATE TABLE run (run_id TEXT PRIMARY KEY, begun REAL NOT NULL, num_rounds INTEGER NOT NULL);
+CREATE TABLE run (run_id TEXT PRIMARY KEY, begun REAL NOT NULL, facts TEXT NOT NULL);
+CREATE TABLE clients (client_id TEXT PRIMARY KEY, instances TEXT NOT NULL);
 CREATE TABLE payloads (digest TEXT PRIMARY KEY, manifest TEXT NOT NULL);
 CREATE TABLE rounds (
     number INTEGER PRIMARY KEY,
     state TEXT NOT NULL CHECK (state IN ('open', 'closed', 'committed', 'failed')),
     base TEXT NOT NULL REFERENCES payloads,
     model TEXT REFERENCES payloads,
-    facts TEXT NOT NULL DEFAULT '{}'
+    memory TEXT REFERENCES payloads,
+    invited TEXT NOT NULL DEFAULT '[]',
+    elapsed REAL NOT NULL DEFAULT 0,
+    facts TEXT NOT NULL DEFAULT '{}',
+    metrics TEXT NOT NULL DEFAULT '{}'
 );
 CREATE TABLE updates (
     task_id TEXT PRIMARY KEY,
@@ -44,6 +47,8 @@ CREATE TABLE updates (
     digest TEXT NOT NULL REFERENCES payloads,
     num_examples INTEGER NOT NULL,
     metrics TEXT NOT NULL,
+    counted INTEGER NOT NULL REFERENCES rounds,
+    instance TEXT NOT NULL,
     UNIQUE (round, client_id)
 );
 """
@@ -51,7 +56,19 @@ CREATE TABLE updates (
 
 @dataclass(frozen=True)
 class Entry:
-    """An update that counts, or will: everything but its tensors."""
+    """An update that counts, or will: everything but its tensors.
+
+    Attributes:
+        task_id: what it answers.
+        round: the one it was made for.
+        client_id: whose it is.
+        attempt_id: of the time the client trained for it.
+        digest: of its tensors.
+        num_examples: its weight.
+        metrics: what the client measured.
+        counted: the round it counts in.
+        instance: the process of the client that made it.
+    """
 
     task_id: str
     round: int
@@ -59,18 +76,36 @@ class Entry:
     attempt_id: str
     digest: str
     num_examples: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float]
+    counted: int
+    instance: str = ""
 
 
 @dataclass(frozen=True)
 class Page:
-    """One round: its ``state`` is open, closed, committed or failed; ``model`` is the digest of what it made, or ""."""
+    """One round.
+
+    Attributes:
+        number: of the round; 0 stands for the first model.
+        state: open, closed, committed or failed.
+        base: digest of the model it starts from.
+        model: digest of the one it made, or "".
+        memory: digest of the tensors that the strategy remembers after it, or "".
+        invited: the clients that were invited when it opened.
+        elapsed: seconds it had lasted when something was last noted of it.
+        facts: of its outcome.
+        metrics: of its evaluation.
+    """
 
     number: int
     state: str
     base: str
-    model: str
-    facts: Mapping[str, Any]
+    model: str = ""
+    memory: str = ""
+    invited: tuple[str, ...] = ()
+    elapsed: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Ledger:
@@ -79,6 +114,7 @@ class Ledger:
     Args:
         folder: where; it is made if it is not there, for this user alone.
         codec: what models and updates are written with; lossless.
+        looking: only read, and beside the process that writes.
 
     Attributes:
         models: the models' files.
@@ -88,17 +124,18 @@ class Ledger:
         StateError: the folder is in use by another process, damaged, or no such folder at all.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], codec: Codec):
+    def __init__(self, folder: str | os.PathLike[str], codec: Codec, *, looking: bool = False):
         self.folder = Path(folder)
-        fresh = not (self.folder / "ledger.db").exists()
-        self._guard(fresh)
+        path = self.folder / "ledger.db"
+        if looking and not path.exists():
+            raise StateError(f"there is no ledger in {self.folder}")
+        self._guard(fresh=not path.exists())
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._mutex = threading.Lock()
-        self._lock = self._locked()
+        self._lock = None if looking else hold(self.folder / "lock")
         try:
-            self._db = self._opened(fresh)
+            self._db = Database(path, _SCHEMA, application=_APPLICATION, version=_VERSION, looking=looking)
         except BaseException:
-            self._lock.close()
+            self._unlock()
             raise
         self.models = Blobs(self.folder / "models", codec)
         self.updates = Blobs(self.folder / "updates", codec)
@@ -108,21 +145,36 @@ class Ledger:
     @property
     def run_id(self) -> str:
         """The run's name, or "" before :meth:`begin`."""
-        row = self._db.execute("SELECT run_id FROM run").fetchone()
-        return row[0] if row else ""
+        rows = self._db.read("SELECT run_id FROM run")
+        return str(rows[0][0]) if rows else ""
+
+    @property
+    def run_facts(self) -> dict[str, Any]:
+        """What was noted when the run began, and when that was: ``begun``, in seconds since 1970."""
+        ((begun, facts),) = self._db.read("SELECT begun, facts FROM run")
+        return {**json.loads(facts), "begun": begun}
 
     def pages(self) -> list[Page]:
-        """Return all rounds in their order; the number 0 stands for the first model."""
-        rows = self._db.execute("SELECT number, state, base, model, facts FROM rounds ORDER BY number")
-        return [Page(number, state, base, model or "", json.loads(facts)) for number, state, base, model, facts in rows]
+        """Return all rounds in their order."""
+        columns = "number, state, base, ifnull(model, ''), ifnull(memory, ''), invited, elapsed, facts, metrics"
+        rows = self._db.read(f"SELECT {columns} FROM rounds ORDER BY number")  # noqa: S608
+        return [
+            Page(number, state, base, model, memory, tuple(json.loads(names)), elapsed, json.loads(facts), json.loads(metrics))
+            for number, state, base, model, memory, names, elapsed, facts, metrics in rows
+        ]
+
+    def clients(self) -> dict[str, list[str]]:
+        """Return the last processes of each client that registered, the newest last."""
+        rows = self._db.read("SELECT client_id, instances FROM clients")
+        return {client_id: json.loads(instances) for client_id, instances in rows}
 
     def entries(self, number: int) -> list[Entry]:
-        """Return the updates of a round, by client id."""
-        columns = "task_id, client_id, attempt_id, digest, num_examples, metrics"
-        rows = self._db.execute(f"SELECT {columns} FROM updates WHERE round = ? ORDER BY client_id", (number,))  # noqa: S608
+        """Return the updates that count in a round, by client id."""
+        columns = "task_id, round, client_id, attempt_id, digest, num_examples, metrics, counted, instance"
+        rows = self._db.read(f"SELECT {columns} FROM updates WHERE counted = ? ORDER BY client_id", number)  # noqa: S608
         return [
-            Entry(task, number, client, attempt, digest, examples, json.loads(metrics))
-            for task, client, attempt, digest, examples, metrics in rows
+            Entry(task, made_for, client, attempt, digest, examples, json.loads(metrics), counted, instance)
+            for task, made_for, client, attempt, digest, examples, metrics, counted, instance in rows
         ]
 
     def manifest(self, digest: str) -> Manifest:
@@ -131,186 +183,189 @@ class Ledger:
         Raises:
             StateError: the ledger does not know it.
         """
-        row = self._db.execute("SELECT manifest FROM payloads WHERE digest = ?", (digest,)).fetchone()
-        if row is None:
-            raise self._damaged(f"nothing is known of a payload {digest[:16]}")
-        facts = json.loads(row[0])
+        rows = self._db.read("SELECT manifest FROM payloads WHERE digest = ?", digest)
+        if not rows:
+            raise damaged(self.folder, f"nothing is known of a payload {digest[:16]}")
+        facts = json.loads(rows[0][0])
         tensors = tuple(TensorInfo(name, dtype, tuple(shape), alias) for name, dtype, shape, alias in facts.pop("tensors"))
         return Manifest(**{**facts, "frames": tuple(facts["frames"]), "tensors": tensors})
 
     # --- what happens ---
 
-    def begin(self, run_id: str, num_rounds: int, model: Manifest) -> None:
+    def begin(self, run_id: str, facts: Mapping[str, Any], model: Manifest) -> None:
         """Note a new run and the model it starts from, which is in :attr:`models`."""
-        with self._writing("run.before", "run.after"):
-            self._db.execute("INSERT INTO run VALUES (?, ?, ?)", (run_id, time.time(), num_rounds))
+        with self._db.writing("run.before", "run.after"):
+            now = time.time()  # for people; nothing is reckoned with it
+            self._db.write("INSERT INTO run VALUES (?, ?, ?)", run_id, now, json.dumps(dict(facts)))
             self._know(model)
             first = "INSERT INTO rounds (number, state, base, model) VALUES (0, 'committed', ?, ?)"
-            self._db.execute(first, (model.digest, model.digest))
+            self._db.write(first, model.digest, model.digest)
 
-    def open_round(self, number: int, base: str) -> None:
+    def join(self, client_id: str, instances: Sequence[str]) -> None:
+        """Note which processes have spoken for a client, the newest last."""
+        with self._db.writing("reg.before_commit", "reg.after_commit"):
+            self._db.write("INSERT OR REPLACE INTO clients VALUES (?, ?)", client_id, json.dumps(list(instances)))
+
+    def open_round(self, number: int, base: str, invited: Iterable[str] = ()) -> None:
         """Note that a round is open."""
-        with self._writing("round.before_open", "round.after_open"):
-            self._db.execute("INSERT INTO rounds (number, state, base) VALUES (?, 'open', ?)", (number, base))
+        with self._db.writing("round.before_open", "round.after_open"):
+            insert = "INSERT INTO rounds (number, state, base, invited) VALUES (?, 'open', ?, ?)"
+            self._db.write(insert, number, base, json.dumps(list(invited)))
 
-    def accept(self, entry: Entry, payload: Manifest) -> None:
+    def elapse(self, number: int, seconds: float) -> None:
+        """Note how long an open round has lasted, so that a restart does not give it its whole time again."""
+        with self._db.writing():
+            self._db.write("UPDATE rounds SET elapsed = max(elapsed, ?) WHERE number = ?", seconds, number)
+
+    def accept(self, entry: Entry, payload: Manifest, elapsed: float = 0.0) -> bool:
         """Note an update whose file is in :attr:`updates`; the very same once more changes nothing.
 
+        Returns:
+            Whether it is noted; the round may take none any more.
+
         Raises:
-            StateError: another update is noted for this task, or the round takes none.
+            UpdateRejected: another update is noted for this task.
         """
-        with self._writing("upd.before_row", "upd.after_row"):
-            row = self._db.execute("SELECT state FROM rounds WHERE number = ?", (entry.round,)).fetchone()
-            if row is None or row[0] != "open":
-                raise StateError(f"round {entry.round} takes no updates: it is {row[0] if row else 'unknown'}")
-            self._know(payload)
-            known = self._db.execute(
-                "SELECT task_id, digest, num_examples FROM updates WHERE task_id = ? OR (round = ? AND client_id = ?)",
-                (entry.task_id, entry.round, entry.client_id),
-            ).fetchone()
-            if known is None:
-                facts = asdict(entry) | {"metrics": json.dumps(dict(entry.metrics))}
-                self._db.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?)", tuple(facts.values()))
-            elif known != (entry.task_id, entry.digest, entry.num_examples):
-                raise StateError(f"client {entry.client_id} has another update in round {entry.round} already")
+        with self._db.writing("upd.before_row", "upd.after_row"):
+            if self._db.read("SELECT state FROM rounds WHERE number = ?", entry.counted) != [("open",)]:
+                return False
+            self.elapse(entry.counted, elapsed)
+            self._note(entry, payload)
+            return True
 
     def withdraw(self, task_id: str) -> None:
         """Forget an update that came too late after all; nobody was told that it counts."""
-        with self._writing():
-            self._db.execute("DELETE FROM updates WHERE task_id = ?", (task_id,))
+        with self._db.writing():
+            self._db.write("DELETE FROM updates WHERE task_id = ?", task_id)
 
     def close_round(self, number: int, tasks: Iterable[str]) -> None:
-        """Fix the updates that a round is made of: those of these tasks, and no others."""
-        with self._writing("close.before_commit", "close.after_commit"):
-            kept = set(tasks)
+        """Fix the updates that a round is made of: those of these tasks, and no others. Once more changes nothing."""
+        kept = set(tasks)
+        with self._db.writing("close.before_commit", "close.after_commit"):
+            if self._db.read("SELECT state FROM rounds WHERE number = ?", number) == [("closed",)]:
+                if kept != {entry.task_id for entry in self.entries(number)}:
+                    raise StateError(f"round {number} was closed with other updates")
+                return
             for entry in self.entries(number):
                 if entry.task_id not in kept:
-                    self._db.execute("DELETE FROM updates WHERE task_id = ?", (entry.task_id,))
+                    self._db.write("DELETE FROM updates WHERE task_id = ?", entry.task_id)
             self._turn(number, ("open",), "closed")
 
-    def commit_round(self, number: int, model: Manifest, facts: Mapping[str, Any]) -> None:
-        """Note the model that a closed round made; its file is in :attr:`models`."""
-        with self._writing("commit.before", "commit.after"):
-            self._know(model)
-            self._turn(number, ("closed",), "committed", model.digest, facts)
+    def commit_round(
+        self,
+        number: int,
+        model: Manifest,
+        facts: Mapping[str, Any],
+        *,
+        memory: Manifest | None = None,
+        made_of: Sequence[tuple[Entry, Manifest]] = (),
+    ) -> None:
+        """Note the model that a closed round made; its file is in :attr:`models`.
+
+        Args:
+            number: of the round.
+            model: what it made.
+            facts: of its outcome.
+            memory: the tensors that the strategy remembers; in :attr:`models`, too.
+            made_of: the updates of a round that is still open here, because none was noted before.
+        """
+        with self._db.writing("commit.before", "commit.after"):
+            for entry, payload in made_of:
+                self._note(entry, payload)
+            for each in filter(None, (model, memory)):
+                self._know(each)
+            self._turn(number, ("open" if made_of else "closed",), "committed", facts, model, memory)
 
     def fail_round(self, number: int, facts: Mapping[str, Any]) -> None:
         """Note that a round makes no model."""
-        with self._writing():
-            self._turn(number, ("open", "closed"), "failed", None, facts)
+        with self._db.writing("fail.before", "fail.after"):
+            self._turn(number, ("open", "closed"), "failed", facts)
 
-    def sweep(self, *, keep_models: int = 1, keep_updates: int = 0) -> list[str]:
+    def lose(self, number: int, why: str) -> None:
+        """Note that the model of a committed round cannot be read any more, and that no round goes on from it."""
+        with self._db.writing():
+            for (facts,) in self._db.read("SELECT facts FROM rounds WHERE number = ?", number):
+                together = json.dumps({**json.loads(facts), "lost": why})
+                self._db.write("UPDATE rounds SET facts = ? WHERE number = ?", together, number)
+            given_up = json.dumps({"reason": f"the model of round {number} is lost", "missing": {}, "seconds": 0.0})
+            behind = "UPDATE rounds SET state = 'failed', facts = ? WHERE number > ? AND state IN ('open', 'closed')"
+            self._db.write(behind, given_up, number)
+
+    def measure(self, number: int, metrics: Mapping[str, float]) -> None:
+        """Note metrics of a round's model, beside those that are noted."""
+        with self._db.writing():
+            for (before,) in self._db.read("SELECT metrics FROM rounds WHERE number = ?", number):
+                together = json.dumps({**json.loads(before), **metrics})
+                self._db.write("UPDATE rounds SET metrics = ? WHERE number = ?", together, number)
+
+    def sweep(self, *, keep_models: int = 1, keep_updates: int = 0, remnants: bool = True) -> list[str]:
         """Take away the files that are not needed any more, and return their names.
 
         Args:
             keep_models: of how many of the last committed rounds the models are kept.
             keep_updates: of how many of the last committed rounds the updates are kept, beside those of a round in progress.
+            remnants: take away what is only half written, too; nobody may be writing.
         """
         pages = self.pages()
         committed = [page for page in pages if page.state == "committed"]
         working = [page for page in pages if page.state in ("open", "closed")]
-        models = {page.model for page in committed[-keep_models:]} | {page.base for page in working}
+        lasting = committed[-keep_models:]
+        models = {name for page in lasting for name in (page.model, page.memory)} | {page.base for page in working}
         of = {page.number for page in [*working, *(committed[-keep_updates:] if keep_updates else [])]}
         updates = {entry.digest for number in of for entry in self.entries(number)}
-        return self.models.sweep(models) + self.updates.sweep(updates)
+        return self.models.sweep(models, remnants=remnants) + self.updates.sweep(updates, remnants=remnants)
 
     def close(self) -> None:
         """Let another process have the folder."""
         self._db.close()
-        self._lock.close()
+        self._unlock()
 
     # --- inside ---
 
     def _turn(
-        self, number: int, before: Sequence[str], state: str, model: str | None = None, facts: Mapping[str, Any] | None = None
+        self,
+        number: int,
+        before: Sequence[str],
+        state: str,
+        facts: Mapping[str, Any] | None = None,
+        model: Manifest | None = None,
+        memory: Manifest | None = None,
     ) -> None:
         marks = ", ".join("?" * len(before))
-        changed = self._db.execute(
-            f"UPDATE rounds SET state = ?, model = ?, facts = ? WHERE number = ? AND state IN ({marks})",  # noqa: S608 - marks
-            (state, model, json.dumps(dict(facts or {})), number, *before),
-        ).rowcount
+        changed = self._db.write(
+            f"UPDATE rounds SET state = ?, model = ?, memory = ?, facts = ? WHERE number = ? AND state IN ({marks})",  # noqa: S608
+            state, model and model.digest, memory and memory.digest, json.dumps(dict(facts or {})), number, *before,
+        )  # fmt: skip
         if changed != 1:
             raise StateError(f"round {number} cannot become {state}: it is not {' or '.join(before)}")
 
+    def _note(self, entry: Entry, payload: Manifest) -> None:
+        self._know(payload)
+        known = self._db.read(
+            "SELECT task_id, digest, num_examples FROM updates WHERE task_id = ? OR (round = ? AND client_id = ?)",
+            entry.task_id, entry.round, entry.client_id,
+        )  # fmt: skip
+        if not known:
+            facts = asdict(entry) | {"metrics": json.dumps(dict(entry.metrics))}
+            self._db.write("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *facts.values())
+        elif known != [(entry.task_id, entry.digest, entry.num_examples)]:
+            text = f"client {entry.client_id} has another update in round {entry.round} already"
+            raise UpdateRejected(text, reason="ROUND_ALREADY_ANSWERED")
+
     def _know(self, payload: Manifest) -> None:
         text = json.dumps({**asdict(payload), "tensors": [list(info) for info in payload.tensors]})
-        self._db.execute("INSERT OR IGNORE INTO payloads VALUES (?, ?)", (payload.digest, text))
+        self._db.write("INSERT OR IGNORE INTO payloads VALUES (?, ?)", payload.digest, text)
 
-    @contextmanager
-    def _writing(self, before: str = "", after: str = "") -> Iterator[None]:
-        with self._mutex:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield
-                    reach(before)
-                    self._db.execute("COMMIT")
-                finally:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-            except (sqlite3.OperationalError, OSError) as error:
-                raise OutOfStorage(f"{self.folder / 'ledger.db'} cannot be written: {error}") from error
-            except sqlite3.DatabaseError as error:
-                raise self._damaged(str(error)) from error
-            reach(after)
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            release(self._lock)
 
-    def _guard(self, fresh: bool) -> None:
+    def _guard(self, *, fresh: bool) -> None:
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
             raise StateError(f"{self.folder} is no folder (links are not followed): name another state_dir")
         if not fresh or not self.folder.exists():
             return
-        if others := {path.name for path in self.folder.iterdir()} - {"lock", "models", "updates"}:
+        if others := {path.name for path in self.folder.iterdir()} - _OURS:
             raise StateError(f"{self.folder} holds other things ({min(others)}), and no ledger: name an empty or new folder")
         if any(any(path.glob("*.*")) for path in (self.folder / "models", self.folder / "updates")):
-            raise self._damaged("there are models or updates, but ledger.db is missing")
-
-    def _locked(self) -> sqlite3.Connection:
-        """Hold a lock that the system takes back when this process ends, however it does."""
-        lock = sqlite3.connect(self.folder / "lock", timeout=0, isolation_level=None, check_same_thread=False)
-        try:
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:
-            lock.close()
-            raise StateError(
-                f"{self.folder} is in use by another process: stop that server, or name another state_dir",
-                reason="STATE_LOCKED",
-            ) from None
-        return lock
-
-    def _opened(self, fresh: bool) -> sqlite3.Connection:
-        path = self.folder / "ledger.db"
-        try:
-            if not fresh and path.stat().st_size == 0:
-                raise sqlite3.DatabaseError("it is empty")
-            database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            try:
-                self._prepare(database, fresh)
-            except BaseException:
-                database.close()
-                raise
-            return database
-        except sqlite3.DatabaseError as error:
-            raise self._damaged(f"ledger.db cannot be used: {error}") from error
-
-    def _prepare(self, database: sqlite3.Connection, fresh: bool) -> None:
-        database.execute("PRAGMA journal_mode = DELETE")
-        database.execute("PRAGMA synchronous = EXTRA")
-        database.execute("PRAGMA foreign_keys = ON")
-        if fresh:
-            marks = f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_VERSION};"
-            database.executescript(f"BEGIN; {_SCHEMA} {marks} COMMIT")
-        (application,) = database.execute("PRAGMA application_id").fetchone()
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if application != _APPLICATION:
-            raise sqlite3.DatabaseError("it is the database of another program")
-        if version != _VERSION:
-            raise StateError(f"{self.folder} was written by another version of fedcore (format {version}, not {_VERSION})")
-        (sound,) = database.execute("PRAGMA integrity_check").fetchone()
-        if sound != "ok" or database.execute("PRAGMA foreign_key_check").fetchone():
-            raise sqlite3.DatabaseError(f"it is damaged ({sound})")
-
-    def _damaged(self, what: str) -> StateError:
-        return StateError(
-            f"{self.folder} is damaged: {what}. Nothing was changed. Restore it from a copy, or move it away to start anew",
-            reason="STATE_DAMAGED",
-        )
+            raise damaged(self.folder, "there are models or updates, but ledger.db is missing")

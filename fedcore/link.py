@@ -6,15 +6,13 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
-from itertools import count, repeat
 from secrets import token_hex
 from typing import TypeVar
 
 from fedcore import turns
-from fedcore.broadcast import encode
 from fedcore.clock import Clock
 from fedcore.codec import REFERENCE, Base, Codec
-from fedcore.errors import ChecksumError, ConfigError, FedcoreError, Fenced, NotRegistered, ProtocolError, RunChanged
+from fedcore.errors import ChecksumError, ConfigError, FedcoreError, Fenced, NotRegistered, ProtocolError, SessionError
 from fedcore.intake import receive
 from fedcore.messages import (
     Answer,
@@ -31,17 +29,16 @@ from fedcore.messages import (
     Registered,
     Session,
     Status,
-    Submit,
     Submitted,
     Task,
     Value,
     Wait,
     check_client_id,
 )
+from fedcore.outbox import Outbox, Parcel
 from fedcore.parameters import Parameters, Spec
 from fedcore.registry import accepted_codec, check_accepts, default_accepts
 from fedcore.registry import codec as find_codec
-from fedcore.shards import SHARD_BYTES
 from fedcore.transport import Body, Connection, Reply
 
 log = logging.getLogger(__name__)
@@ -92,17 +89,18 @@ class Link:
         self._codec: Codec | None = own
         self._received: Codec | None = own
         self._base: Base | None = None
-        self._feedback: dict[str, object] = {}
         self._clock = clock or Clock()
         self._jitter = random.Random(client_id)  # noqa: S311 - spreads retries, no secret
         self._condition = threading.Condition()
         self._registering = threading.Lock()
         self._welcome: Registered | None = None
         self._heart: threading.Thread | None = None
+        self._interval = 5.0
         self._stopping = False
         self._status, self._step, self._total = Status.IDLE, 0, 0
         self._task: Task | None = None
-        self._attempts = map("{}-{}".format, repeat(token_hex(8)), count(1))
+        self._instance = token_hex(8)
+        self._outbox = Outbox(self._instance)
         self.spec: Spec | None = None
         self._aborted = False
         self._over: Finished | None = None
@@ -115,7 +113,8 @@ class Link:
         Raises:
             FedcoreError: the server refused, or could not be reached for ``patience`` seconds.
         """
-        message = Register(self.client_id, self._wanted.name if self._wanted else "", self.accepts, self._evaluates)
+        codec = self._wanted.name if self._wanted else ""
+        message = Register(self.client_id, codec, self.accepts, self._evaluates, instance=self._instance)
         self._welcomed(self._insist(lambda: self._call(message, timeout=self._patience)))
         return True
 
@@ -136,14 +135,14 @@ class Link:
             self._codec = self._wanted or accepted_codec(welcome.codec, self.accepts)
         else:
             self._codec = None
-        self._welcome = welcome
+        self._welcome, self._interval = welcome, welcome.heartbeat_interval
 
     def _request(self, make: Callable[[Session], Message], body: Body = ()) -> Reply:
         """Make a request under the current session; if the server does not know it (any more), under a new one."""
         session = self.session
         try:
             return self._call(make(session), body)
-        except (NotRegistered, RunChanged) as error:
+        except SessionError as error:  # the session is old; whether this process is, registering will say
             self._register_again(session, error)
             return self._call(make(self.session), body)
 
@@ -219,9 +218,14 @@ class Link:
         _expect(reply, Wait)
         return None
 
-    def _accept(self, assigned: Assigned, body: Body) -> tuple[Task, Parameters]:
+    def _accept(self, assigned: Assigned, body: Body) -> tuple[Task, Parameters] | None:
         task, manifest = assigned.task, assigned.manifest
         self._task, self._aborted = task, False
+        if again := self._outbox.answer_to(task):
+            log.info("client %s: the server has lost its update of round %d, and gets it again", self.client_id, task.round)
+            self.update_status(Status.SUBMITTING_UPDATE)
+            self._deliver(again)
+            return None
         self.update_status(Status.FETCHING_MODEL)
         codec = self._codec_of(manifest.codec)
         if self.spec is None or self.spec.infos != manifest.tensors:
@@ -246,6 +250,10 @@ class Link:
         return self._deltas or (self._codec is not None and self._codec.uses_base)
 
     @property
+    def _told_to_keep(self) -> bool:
+        return self._welcome is not None and self._welcome.keeps
+
+    @property
     def _deltas(self) -> bool:
         return self._welcome is not None and self._welcome.delta_codec != ""
 
@@ -260,25 +268,21 @@ class Link:
         if self._aborted or self._over:
             return Submitted(Outcome.CLOSED, "ROUND_CLOSED", "the server no longer waits for it")
         self.update_status(Status.SUBMITTING_UPDATE, self._step, self._total)
-        feedback = dict(self._feedback)
-        payload = encode(parameters, spec, self._codec, SHARD_BYTES, base=self._base, state=feedback)
-        attempt = next(self._attempts)
-        submitted = self._insist(
-            lambda: self._hand_in(
-                lambda session: Submit(
-                    session, task.id, task.round, attempt, task.base_digest, num_examples, payload.manifest, metrics
-                ),
-                payload.body,
+        return self._deliver(
+            self._outbox.pack(
+                task, spec, parameters, num_examples, metrics, codec=self._codec, base=self._base, keeps=self._told_to_keep
             )
         )
-        if submitted.counted:  # what was lost of an update that does not count is lost with it
-            self._feedback = feedback
+
+    def _deliver(self, parcel: Parcel) -> Submitted:
+        submitted = self._insist(lambda: self._hand_in(parcel))
+        self._outbox.settle(parcel, submitted, keeps=self._told_to_keep)
         self._task = None
         self._obey(submitted.directive)
         return submitted
 
-    def _hand_in(self, make: Callable[[Session], Message], body: Body) -> Submitted:
-        submitted = _expect(self._request(make, body), Submitted)
+    def _hand_in(self, parcel: Parcel) -> Submitted:
+        submitted = _expect(self._request(parcel.header, parcel.payload.body), Submitted)
         if submitted.reason == ChecksumError.reason:
             raise ChecksumError(submitted.message)
         return submitted
@@ -338,16 +342,15 @@ class Link:
         Raises:
             FedcoreError: it could not be sent, or was refused.
         """
-        task = self._task
-        session = self.session
-        beat = Beat(
-            session, self._status, self._step, self._total, task.round if task else 0, task.id if task else ""
-        )
+        task, session = self._task, self.session
+        of = (task.round, task.id) if task else (0, "")
+        beat = Beat(session, self._status, self._step, self._total, *of)
         try:
             reply = _expect(self._connection.request(beat, timeout=self._interval * 2 + 1), BeatReply)
-        except (NotRegistered, RunChanged) as error:
+        except SessionError as error:  # the session is old; whether this process is, registering will say
             self._register_again(session, error)
             return False
+        self._interval = reply.heartbeat_interval or self._interval
         if reply.directive is Directive.ABORT_TASK and task is self._task:
             self._aborted = True
         self._obey(reply.directive, reply.message)
@@ -365,10 +368,6 @@ class Link:
             self._condition.notify_all()
         if self._heart is not None:
             self._heart.join(timeout=10.0)
-
-    @property
-    def _interval(self) -> float:
-        return self._welcome.heartbeat_interval if self._welcome else 5.0
 
     def _beat(self) -> None:
         while True:

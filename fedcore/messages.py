@@ -111,13 +111,23 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """Asks to join. ``codec`` is what the client wants to send ("" for the server's own)."""
+    """Asks to join.
+
+    Attributes:
+        client_id: who.
+        codec: what the client wants to send with; "": what the server does.
+        accepts: the parts of codec names it decodes.
+        evaluates: whether it offers to.
+        protocol_version: what it speaks.
+        instance: names the process: the same whenever it registers again, another one after a restart of the client.
+    """
 
     client_id: str
     codec: str = ""
     accepts: tuple[str, ...] = ()
     evaluates: bool = False
     protocol_version: int = PROTOCOL_VERSION
+    instance: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +135,7 @@ class Registered:
     """The welcome: the session to speak under, the codec to send with, how often to beat and how long silence is fine (s).
 
     With a ``delta_codec``, a client that keeps the last model may be sent the difference to the next instead of the whole.
+    One that is told ``keeps`` keeps its last update: after a crash the server may ask for the same task again.
     """
 
     session: Session
@@ -132,6 +143,7 @@ class Registered:
     heartbeat_interval: float
     heartbeat_timeout: float
     delta_codec: str = ""
+    keeps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +160,11 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Asks for the body of a task that was assigned already."""
+    """Asks for the body of a task that was assigned already, from ``offset`` bytes on."""
 
     session: Session
     task_id: str
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,11 +251,12 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class BeatReply:
-    """The answer to a beat."""
+    """The answer to a beat; ``heartbeat_interval``, if it is not 0, is the time to the next in seconds."""
 
     acknowledged: bool
     directive: Directive = Directive.CONTINUE
     message: str = ""
+    heartbeat_interval: float = 0.0
 
     @property
     def should_stop(self) -> bool:

@@ -27,7 +27,6 @@ class Move(StrEnum):
 TRANSITIONS: dict[tuple[Phase, Move], Phase] = {
     (Phase.WAITING, Move.OPEN): Phase.COLLECTING,
     (Phase.COLLECTING, Move.CLOSE): Phase.AGGREGATING,
-    (Phase.COLLECTING, Move.FAIL): Phase.WAITING,
     (Phase.AGGREGATING, Move.FAIL): Phase.WAITING,
     (Phase.AGGREGATING, Move.PUBLISH): Phase.WAITING,
     (Phase.WAITING, Move.FINISH): Phase.FINISHED,

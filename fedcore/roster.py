@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedcore.errors import Fenced, NotRegistered, RunChanged
 from fedcore.messages import Beat, ClientStatus, Session, Status, Traffic, check_client_id
 
+_REMEMBERED = 8  # processes of a client that were superseded
+
 
 @dataclass
 class Member:
-    """A registered client. ``told`` means it has heard that the run is over."""
+    """A client. ``told`` means it has heard that the run is over; without a token it is expected, but not registered yet."""
 
     client_id: str
     token: str
     evaluates: bool
     last_seen: float
+    instance: str = ""
     status: Status = Status.IDLE
     round: int = 0
     step: int = 0
@@ -26,7 +29,7 @@ class Member:
     @property
     def available(self) -> bool:
         """Whether it can be given work: a client that reported an error has most likely ended."""
-        return self.status is not Status.ERROR
+        return self.token != "" and self.status is not Status.ERROR
 
     def note(self, beat: Beat) -> bool:
         """Take over what a beat says; returns whether anything is new."""
@@ -42,6 +45,7 @@ class Roster:
     Attributes:
         quorum_since: since when at least ``quorum`` clients are available, or None.
         stirs: counts what may change who is available.
+        superseded: by client, the last processes that a newer one took the place of.
     """
 
     run_id: str
@@ -50,22 +54,66 @@ class Roster:
     members: dict[str, Member] = field(default_factory=dict)
     quorum_since: float | None = None
     stirs: int = 0
+    instances: dict[str, str] = field(default_factory=dict)
+    superseded: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def available(self) -> list[str]:
         """The clients that can be given work, sorted."""
         return sorted(m.client_id for m in self.members.values() if m.available)
 
-    def register(self, client_id: str, token: str, *, evaluates: bool, now: float) -> bool:
-        """Take a client in under a new session, which fences an older one; returns whether there was one.
+    def register(
+        self, client_id: str, token: str, *, evaluates: bool, now: float, instance: str = ""
+    ) -> tuple[Member, bool]:
+        """Take a client in under a new session, which fences that of an older process; returns it, and whether it was there.
+
+        The same process gets its session again, so that nothing changes when its request comes twice.
+
+        Args:
+            client_id: who.
+            token: of the new session.
+            evaluates: whether it offers to.
+            now: the time.
+            instance: names the process; "" is always a new one.
 
         Raises:
             ConfigError: ``client_id`` is not one.
+            Fenced: a newer process of this client is known.
         """
-        again = check_client_id(client_id) in self.members
-        self.members[client_id] = Member(client_id, token, evaluates, now)
+        before = self.members.get(check_client_id(client_id))
+        again = before is not None and before.token != ""
+        if instance in self.superseded.get(client_id, ()):
+            raise Fenced(f"a newer process registered as {client_id!r}; this one must end")
+        if before and again and instance and before.instance == instance:
+            before.last_seen, before.evaluates = now, evaluates
+            return before, True
+        self.know(client_id, instance)
+        member = self.members[client_id] = Member(client_id, token, evaluates, now, instance)
         self.watch(now)
-        return again
+        return member, again
+
+    def processes(self, client_id: str) -> list[str]:
+        """Return the last processes of a client, the newest last."""
+        newest = self.instances.get(client_id, "")
+        return [*self.superseded.get(client_id, ()), *([newest] if newest else [])]
+
+    def remember(self, processes: Mapping[str, Sequence[str]]) -> None:
+        """Take back what :meth:`processes` returned of each client before a restart."""
+        self.superseded = {name: list(each[:-1]) for name, each in processes.items()}
+        self.instances = {name: each[-1] for name, each in processes.items() if each}
+
+    def know(self, client_id: str, instance: str) -> None:
+        """Note which process speaks for a client now; one that did before will be fenced."""
+        before = self.instances.get(client_id, "")
+        if before and before != instance:
+            older = self.superseded.setdefault(client_id, [])
+            older.append(before)
+            del older[:-_REMEMBERED]
+        self.instances[client_id] = instance
+
+    def expect(self, client_id: str, now: float) -> None:
+        """Count a client as alive for one lease, so that it can register again."""
+        self.members.setdefault(client_id, Member(client_id, "", False, now))
 
     def member(self, session: Session, now: float) -> Member:
         """Return the client that speaks under ``session``, and note that it lives.
@@ -78,7 +126,7 @@ class Roster:
         if session.run_id != self.run_id:
             raise RunChanged(f"this server runs {self.run_id}, not {session.run_id[:40]!r}: register again")
         member = self.members.get(session.client_id)
-        if member is None:
+        if member is None or not member.token:
             raise NotRegistered(f"client {session.client_id[:64]!r} is not registered (any more): register again")
         if member.token != session.token:
             raise Fenced(f"a newer process registered as {session.client_id!r}; this one must end")
@@ -107,6 +155,7 @@ class Roster:
         return tuple(
             ClientStatus(name, m.status, m.round, m.step, m.total, now - m.last_seen, traffic.get(name, Traffic()))
             for name, m in sorted(self.members.items())
+            if m.token
         )
 
     @property

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
-from fedcore.messages import Kind, Outcome
+from fedcore import events as ev
+from fedcore.messages import Kind, Outcome, Traffic
 from fedcore.policy import RoundPolicy, Verdict
 
 
@@ -83,11 +84,12 @@ class Round:
     assignments: dict[str, Assignment] = field(default_factory=dict)  # by client id
     tasks: dict[str, Assignment] = field(default_factory=dict)  # the same by their own id
     tally: Counter[State] = field(default_factory=Counter)  # how many assignments are in which state
+    doomed: str = ""  # why it cannot make a model, once that is certain
 
     def invite(self, clients: Iterable[str]) -> None:
         """Reserve a place for each client."""
         for client_id in clients:
-            name = f"{self.kind}-{self.number}-{len(self.assignments)}"
+            name = f"{self.kind}-{self.number}-{client_id}"  # the same after a restart
             made = Assignment(name, client_id, self)
             self.assignments[client_id] = self.tasks[name] = made
 
@@ -118,7 +120,8 @@ class Round:
         """Return why an update is not taken, or None; ``current`` is the number of the run's round."""
         assignment = ticket.assignment
         if assignment.state is State.ACCEPTED:
-            if (ticket.digest, ticket.num_examples) == (assignment.digest, assignment.num_examples):
+            same = ticket.digest in (assignment.digest, "")  # what is handed over by reference has none
+            if same and ticket.num_examples == assignment.num_examples:
                 return Outcome.DUPLICATE, "DUPLICATE", "counted before, and still once"
             return Outcome.REJECTED, "ROUND_ALREADY_ANSWERED", "another update was accepted for this task"
         if not self.open and self.kind is Kind.FIT and self.number < current:
@@ -166,6 +169,26 @@ class Round:
     def verdict(self, now: float) -> Verdict:
         """Ask the policy."""
         return self.policy.verdict(accepted=self.count, pending=self.pending, opened_at=self.opened_at, now=now)
+
+    def opened(self, now: float) -> ev.RoundOpened:
+        """Return the news that it is open."""
+        return ev.RoundOpened(
+            at=now, round=self.number, invited=tuple(self.assignments), target=self.policy.target,
+            quorum=self.policy.quorum, deadline=self.policy.deadline,
+        )  # fmt: skip
+
+    def committed(
+        self, digest: str, now: float, metrics: Mapping[str, float], traffic: Mapping[str, Traffic]
+    ) -> ev.RoundCommitted:
+        """Return the news that it made the model with this digest."""
+        return ev.RoundCommitted(
+            at=now, round=self.number, digest=digest, accepted=tuple(a.client_id for a in self.accepted),
+            missing=self.missing, metrics=dict(metrics), seconds=now - self.opened_at, traffic=dict(traffic),
+        )  # fmt: skip
+
+    def failed(self, reason: str, now: float) -> ev.RoundFailed:
+        """Return the news that it made no model."""
+        return ev.RoundFailed(at=now, round=self.number, reason=reason, missing=self.missing, seconds=now - self.opened_at)
 
 
 def misplaced(number: int, current: int) -> Refusal:

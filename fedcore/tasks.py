@@ -14,6 +14,7 @@ from fedcore.broadcast import Broadcast, Payload
 from fedcore.codec import Codec
 from fedcore.errors import FedcoreError, RemoteError
 from fedcore.lane import Lane
+from fedcore.ledger import Entry
 from fedcore.messages import Assigned, Kind, Task, Traffic, Value, Wait, check_config
 from fedcore.parameters import Parameters, Spec, digest
 from fedcore.round import Assignment
@@ -43,6 +44,7 @@ class Work:
     traffic: dict[str, Traffic] = field(default_factory=dict)
     unsummed: deque[tuple[Update, int]] = field(default_factory=deque)  # with the room each takes of the budget
     failure: Exception | None = None
+    entries: list[Entry] = field(default_factory=list)  # what is noted of the updates, if anything is
 
 
 @dataclass

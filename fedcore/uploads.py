@@ -18,10 +18,13 @@ from fedcore.config import ServerConfig
 from fedcore.coordinator import Coordinator
 from fedcore.errors import FedcoreError, RemoteError, TooLarge, TransportError
 from fedcore.extents import check_finite
+from fedcore.failpoints import reach
 from fedcore.intake import receive
+from fedcore.journal import Journal
 from fedcore.lane import Lane
+from fedcore.ledger import Entry
 from fedcore.messages import Kind, Outcome, Submit, Submitted, Traffic, check_metrics, check_num_examples
-from fedcore.parameters import Spec
+from fedcore.parameters import Spec, digest
 from fedcore.pool import Lender
 from fedcore.registry import accepted_codec
 from fedcore.round import Ticket
@@ -69,6 +72,7 @@ class Uploads:
 
     Attributes:
         budget: what the updates in progress may occupy together.
+        journal: where updates are noted.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Uploads:
         self._config, self._base, self._noted, self._lend = config, base, noted, lend
         self._threads = ThreadPoolExecutor(_THREADS, "fedcore-intake")
         self.budget = Budget(config.upload_memory or _LEAST_BUDGET)
+        self.journal = Journal()
 
     def take(self, arrival: Arrival) -> None:
         """Take an update in when there is room for it, and answer with what became of it."""
@@ -94,7 +99,8 @@ class Uploads:
         if self._config.upload_memory is None and arrival.work.upload is not None:
             # room for two: one comes in while another is summed up; small answers to other tasks do not take it away
             self.budget.limit = max(self.budget.limit, 2 * nbytes)
-        if nbytes <= _AT_ONCE and isinstance(arrival.request.body, Sequence):  # it is here, and takes less than a hand-over
+        at_once = nbytes <= _AT_ONCE and not self.journal.each_update  # the thread it came on must not wait for a disk
+        if at_once and isinstance(arrival.request.body, Sequence):  # it is here, and takes less than a hand-over
             self._take(arrival, 0)
         else:
             self.budget.enter(nbytes, partial(self._threads.submit, self._take, arrival, nbytes))
@@ -126,18 +132,43 @@ class Uploads:
                 answer(arrival.reply, Reply(admitted))
                 return False
         update = self._read(arrival)
+        entry = self._entry(arrival, update)
+        noted = entry is not None and self._note(arrival, update, entry)
         with self._turn() as coordinator:
             submitted = coordinator.commit(arrival.ticket, self._clock.now())
             counts = submitted.outcome is Outcome.ACCEPTED
             if counts:  # in this turn, so that no conclusion gets in between
-                self._count(arrival, update, nbytes)
+                self._count(arrival, update, nbytes, entry)
+        if noted and not submitted.counted:
+            self.journal.withdraw(arrival.header.task_id)
+        reach("upd.before_ack")
         answer(arrival.reply, Reply(submitted))
         return counts
 
+    def _entry(self, arrival: Arrival, update: Update) -> Entry | None:
+        """Return what is to be noted of an update: nothing if nothing is, or if it is no update of a training round."""
+        header, spec = arrival.header, arrival.work.upload
+        if not self.journal.lasting or arrival.work.kind is not Kind.FIT or spec is None:
+            return None
+        with self._turn() as coordinator:
+            process = coordinator.roster.instances.get(update.client_id, "")
+        name = update.digest or digest(update.parameters, spec)
+        return Entry(
+            header.task_id, update.round, update.client_id, header.attempt_id, name, update.num_examples, update.metrics,
+            arrival.work.number, process,
+        )  # fmt: skip
+
+    def _note(self, arrival: Arrival, update: Update, entry: Entry) -> bool:
+        if not self.journal.each_update or arrival.work.upload is None:
+            return False
+        elapsed = self._clock.now() - arrival.ticket.assignment.collection.opened_at
+        return self.journal.accept(entry, update, arrival.work.upload, elapsed)
+
     def _reject(self, arrival: Arrival, error: FedcoreError) -> None:
+        final = not error.retryable and error.reason != "ROUND_ALREADY_ANSWERED"
         with self._turn() as coordinator:
             refused = coordinator.release(
-                arrival.ticket, self._clock.now(), reason=error.reason, message=str(error), final=not error.retryable
+                arrival.ticket, self._clock.now(), reason=error.reason, message=str(error), final=final
             )
         if isinstance(error, RemoteError) or (isinstance(error, TransportError) and error.retryable):
             fail(arrival.reply, error)  # no verdict on the update
@@ -155,9 +186,11 @@ class Uploads:
         if header.manifest.tensors != spec.infos:
             spec.expect(Spec.checked(header.manifest.tensors))
         base = self._base(header.manifest.base) if header.manifest.base else None
+        reach("upd.first_chunk")
         parameters = receive(header.manifest, request.body, spec, codec, base=base, lend=self._lend)
         if by_reference:
             parameters = spec.copy(parameters, self._lend)
+        reach("upd.last_chunk")
         extents = check_finite(parameters)
         name = header.session.client_id
         update = Update(parameters, header.num_examples, name, work.number, metrics, header.digest, extents)
@@ -173,8 +206,10 @@ class Uploads:
             raise TooLarge(f"a model of {spec.nbytes} bytes is above max_model_bytes, {self._config.max_model_bytes}")
         return spec
 
-    def _count(self, arrival: Arrival, update: Update, room: int) -> None:
+    def _count(self, arrival: Arrival, update: Update, room: int, entry: Entry | None) -> None:
         work = arrival.work
+        if entry is not None:
+            work.entries.append(entry)
         nbytes = Spec.of(update.parameters).nbytes if work.upload is None else work.upload.nbytes
         received = Traffic(bytes_received=arrival.header.manifest.total_bytes, tensor_bytes_received=nbytes)
         self._noted(work, update.client_id, arrival.route, received)

@@ -46,21 +46,23 @@ class Session(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
 
 class RegisterClientRequest(_message.Message):
-    __slots__ = ("client_id", "protocol_version", "codec", "accepts", "evaluates")
+    __slots__ = ("client_id", "protocol_version", "codec", "accepts", "evaluates", "instance")
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     ACCEPTS_FIELD_NUMBER: _ClassVar[int]
     EVALUATES_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     client_id: str
     protocol_version: int
     codec: str
     accepts: _containers.RepeatedScalarFieldContainer[str]
     evaluates: bool
-    def __init__(self, client_id: _Optional[str] = ..., protocol_version: _Optional[int] = ..., codec: _Optional[str] = ..., accepts: _Optional[_Iterable[str]] = ..., evaluates: bool = ...) -> None: ...
+    instance: str
+    def __init__(self, client_id: _Optional[str] = ..., protocol_version: _Optional[int] = ..., codec: _Optional[str] = ..., accepts: _Optional[_Iterable[str]] = ..., evaluates: bool = ..., instance: _Optional[str] = ...) -> None: ...
 
 class RegisterClientResponse(_message.Message):
-    __slots__ = ("status", "message", "session", "codec", "heartbeat_interval", "heartbeat_timeout", "delta_codec")
+    __slots__ = ("status", "message", "session", "codec", "heartbeat_interval", "heartbeat_timeout", "delta_codec", "keeps")
     class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATUS_UNSPECIFIED: _ClassVar[RegisterClientResponse.Status]
@@ -74,6 +76,7 @@ class RegisterClientResponse(_message.Message):
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     DELTA_CODEC_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_FIELD_NUMBER: _ClassVar[int]
     status: RegisterClientResponse.Status
     message: str
     session: Session
@@ -81,7 +84,8 @@ class RegisterClientResponse(_message.Message):
     heartbeat_interval: float
     heartbeat_timeout: float
     delta_codec: str
-    def __init__(self, status: _Optional[_Union[RegisterClientResponse.Status, str]] = ..., message: _Optional[str] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., codec: _Optional[str] = ..., heartbeat_interval: _Optional[float] = ..., heartbeat_timeout: _Optional[float] = ..., delta_codec: _Optional[str] = ...) -> None: ...
+    keeps: bool
+    def __init__(self, status: _Optional[_Union[RegisterClientResponse.Status, str]] = ..., message: _Optional[str] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., codec: _Optional[str] = ..., heartbeat_interval: _Optional[float] = ..., heartbeat_timeout: _Optional[float] = ..., delta_codec: _Optional[str] = ..., keeps: bool = ...) -> None: ...
 
 class Scalar(_message.Message):
     __slots__ = ("boolean", "integer", "real", "text", "raw", "list")
@@ -140,16 +144,18 @@ class Manifest(_message.Message):
     def __init__(self, codec: _Optional[str] = ..., shard_bytes: _Optional[int] = ..., frames: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Union[Tensors, _Mapping]] = ..., digest: _Optional[str] = ..., base: _Optional[str] = ...) -> None: ...
 
 class GetGlobalModelRequest(_message.Message):
-    __slots__ = ("session", "wait_seconds", "task_id", "holds")
+    __slots__ = ("session", "wait_seconds", "task_id", "holds", "offset")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     HOLDS_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     session: Session
     wait_seconds: float
     task_id: str
     holds: str
-    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., wait_seconds: _Optional[float] = ..., task_id: _Optional[str] = ..., holds: _Optional[str] = ...) -> None: ...
+    offset: int
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., wait_seconds: _Optional[float] = ..., task_id: _Optional[str] = ..., holds: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Task(_message.Message):
     __slots__ = ("id", "kind", "round", "base_digest", "config", "upload")
@@ -318,16 +324,18 @@ class HeartbeatRequest(_message.Message):
     def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., status: _Optional[_Union[ClientState, str]] = ..., current_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., current_round: _Optional[int] = ..., task_id: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
-    __slots__ = ("acknowledged", "should_stop", "message", "directive")
+    __slots__ = ("acknowledged", "should_stop", "message", "directive", "heartbeat_interval")
     ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
     SHOULD_STOP_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     DIRECTIVE_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     acknowledged: bool
     should_stop: bool
     message: str
     directive: Directive
-    def __init__(self, acknowledged: bool = ..., should_stop: bool = ..., message: _Optional[str] = ..., directive: _Optional[_Union[Directive, str]] = ...) -> None: ...
+    heartbeat_interval: float
+    def __init__(self, acknowledged: bool = ..., should_stop: bool = ..., message: _Optional[str] = ..., directive: _Optional[_Union[Directive, str]] = ..., heartbeat_interval: _Optional[float] = ...) -> None: ...
 
 class GetServerStatusRequest(_message.Message):
     __slots__ = ()

@@ -4,11 +4,17 @@
 are the suites that every built-in part passes, as plain functions that need no test framework.
 """
 
+from fedcore.testing.chaos import Proxy
 from fedcore.testing.clock import FakeClock
 from fedcore.testing.codecs import check_codec
+from fedcore.testing.doubling import Doubling
 from fedcore.testing.faulty import Faulty
 from fedcore.testing.federation import run_federation
+from fedcore.testing.records import Recorder, check_state
 from fedcore.testing.strategies import check_strategy
 from fedcore.testing.transports import check_transport
 
-__all__ = ["FakeClock", "Faulty", "check_codec", "check_strategy", "check_transport", "run_federation"]
+__all__ = [
+    "Doubling", "FakeClock", "Faulty", "Proxy", "Recorder", "check_codec", "check_state", "check_strategy", "check_transport",
+    "run_federation",
+]  # fmt: skip

@@ -33,7 +33,7 @@ def main(folder):
     if not ledger.run_id:
         first = payload({"w": torch.zeros(1000)})
         ledger.models.put(first, "ckpt")
-        ledger.begin("run-1", 2, first.manifest)
+        ledger.begin("run-1", {}, first.manifest)
     while (page := ledger.pages()[-1]).number < 2 or page.state != "committed":
         if page.state == "committed":
             ledger.open_round(page.number + 1, page.model)
@@ -44,7 +44,7 @@ def main(folder):
             for client in sorted({"a", "bb"} - there):
                 made = payload(trained(base, page.number, client))
                 ledger.updates.put(made, "upd")
-                entry = Entry(f"fit-{page.number}-{client}", page.number, client, "1", made.manifest.digest, 3)
+                entry = Entry(f"fit-{page.number}-{client}", page.number, client, "1", made.manifest.digest, 3, {}, page.number)
                 ledger.accept(entry, made.manifest)
                 sys.stdout.write(f"ack:{entry.task_id}:{entry.digest}\n")
                 sys.stdout.flush()

@@ -109,7 +109,7 @@ def test_stop_grace_waits_for_clients_that_have_not_heard_of_the_end():
                 connection.request(Register("silent", accepts=("safetensors",)))
             started = server._clock.now()
             server.hub.stop("enough")
-            server._done.wait(10)
+            server._director.done.wait(10)
             took = server._clock.now() - started
         clock.set()
         assert at_least <= took < at_least + 0.5
@@ -143,5 +143,8 @@ def test_nothing_is_left_out():
         "map_above": "test_big_models.py",
         "map_folder": "test_big_models.py",
         "delta_codec": "test_wire_bytes.py",
+        "state_dir": "test_resume.py",
+        "durability": "test_resume.py",
+        "keep_updates": "test_replay.py",
     }
     assert {field.name for field in fields(ServerConfig)} == here | elsewhere.keys()

@@ -19,7 +19,7 @@ STEPS = ("tmp_half", "before_fsync", "before_rename", "after_rename", "after_dir
 POINTS = [
     *(f"{kind}.{step}" for kind in ("upd", "ckpt") for step in STEPS),
     "upd.before_row", "upd.after_row", "run.before", "run.after", "round.before_open", "round.after_open",
-    "close.before_commit", "close.after_commit", "commit.before", "commit.after", "gc.blob_delete",
+    "close.before_commit", "close.after_commit", "commit.before", "commit.after", "gc.blob_delete", "ledger.before_rename",
 ]  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def federation(server_options, *client_options, config=None):
         for thread in threads:
             thread.start()
         if not raised:
-            server._done.wait(20)
+            server._director.done.wait(20)
         for thread in threads:
             thread.join(10)
         final = server.parameters["w"]

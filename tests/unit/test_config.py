@@ -9,10 +9,12 @@ from fedcore import FedAvg, RoundPolicy, ServerConfig
 from fedcore.errors import ConfigError
 
 COUNTS = ["num_rounds", "max_failures", "max_examples", "max_model_bytes", "shard_bytes", "map_above"]
-COUNTS_FROM_ZERO = ["extra_clients", "seed"]
+COUNTS_FROM_ZERO = ["extra_clients", "seed", "keep_updates"]
 TIMES = ["round_timeout", "heartbeat_interval", "heartbeat_timeout"]
 TIMES_FROM_ZERO = ["start_wait", "evaluate_timeout", "stop_grace"]
-OTHERS = ["accept_codecs", "policy", "upload_memory", "delta_codec", "map_folder"]  # None, or checked where they are used
+OTHERS = [  # None, or checked where they are used
+    "accept_codecs", "policy", "upload_memory", "delta_codec", "map_folder", "state_dir", "durability",
+]  # fmt: skip
 
 
 def test_every_field_is_looked_at_here():
@@ -57,6 +59,18 @@ def test_others_may_be_zero(name):
 def test_upload_memory_is_a_count_or_left_to_the_server(value):
     refused("upload_memory", value)
     assert ServerConfig(upload_memory=None).upload_memory is None
+
+
+def test_what_is_kept_needs_a_place():
+    with pytest.raises(ConfigError, match="keep_updates needs a state_dir"):
+        ServerConfig(keep_updates=1)
+    with pytest.raises(ConfigError, match="durability 'update'"):
+        ServerConfig(keep_updates=1, state_dir="x", durability="round")
+    assert ServerConfig(keep_updates=1, state_dir="x").keep_updates == 1
+
+
+def test_durability_is_one_of_two():
+    refused("durability", "sometimes")
 
 
 @pytest.mark.parametrize("size", [1, 4095, (1 << 30) + 1])

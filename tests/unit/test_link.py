@@ -123,7 +123,10 @@ class TestRegistration:
         desk = Desk()
         link = link_to(desk, codec="msgpack", accept_codecs=["safetensors+lz4"], evaluates=True)
         (message,) = desk.got(Register)
-        assert message == Register("client-1", "msgpack", ("lz4", "msgpack", "safetensors"), True)
+        assert message == Register(
+            "client-1", "msgpack", ("lz4", "msgpack", "safetensors"), True, instance=message.instance
+        )
+        assert message.instance
         assert link.session == Session("run", "client-1", "token-1")
 
     def test_w1_torch_is_not_accepted_unless_asked_for(self, link_to):
@@ -219,7 +222,7 @@ class TestPatience:
         desk = Desk(Pull=[later(ConnectionLost("a")), later(Wait()), later(ConnectionLost("b")), Finished("done")])
         assert link_to(desk, patience=10.0, clock=clock).next_task() == Finished("done")
 
-    @pytest.mark.parametrize("error", [Fenced("newer"), ProtocolError("what"), SchemaMismatch("w")])
+    @pytest.mark.parametrize("error", [ProtocolError("what"), SchemaMismatch("w")])
     def test_what_cannot_get_better_is_raised_at_once(self, link_to, error):
         desk = Desk(Pull=[error])
         with pytest.raises(type(error)):
@@ -269,14 +272,22 @@ class TestSessions:
             link_to(desk).next_task()
         assert len(desk.got(Pull)) == 2
 
-    def test_fenced_ends_it_and_it_does_not_fight_back(self, link_to):
+    def test_a_session_that_its_own_process_replaced_meanwhile_is_not_the_end(self, link_to):
+        desk = Desk(Pull=[Fenced("newer"), Finished("done")], Beat=[Fenced("newer"), BeatReply(True)])
+        link = link_to(desk)
+        assert link.send_heartbeat() is False
+        assert link.next_task() == Finished("done")
+        assert len({register.instance for register in desk.got(Register)}) == 1
+
+    def test_f4_a_newer_process_ends_it(self, link_to):
         desk = Desk(Pull=[Fenced("newer")], Beat=[Fenced("newer")])
+        desk.scripts["Register"] = [desk.welcome, Fenced("newer")]
         link = link_to(desk)
         with pytest.raises(Fenced):
             link.next_task()
         with pytest.raises(Fenced):
             link.send_heartbeat()
-        assert len(desk.got(Register)) == 1
+        assert len(desk.got(Pull)) == 1
 
 
 class TestTasks:
@@ -524,6 +535,7 @@ class TestHeartbeat:
 
     def test_one_that_is_fenced_does(self, link_to):
         desk = Desk(Beat=[Fenced("newer")])
+        desk.scripts["Register"] = [desk.welcome, Fenced("newer")]
         link = link_to(desk, clock=Counted(beats=3))
         link.start_heartbeat()
         link._heart.join(10)

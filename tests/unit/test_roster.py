@@ -21,7 +21,7 @@ def beat(status=Status.TRAINING, step=0, total=0, number=0):
 
 
 def test_a_member_speaks_under_its_session(roster):
-    assert join(roster, "a") is False
+    assert join(roster, "a")[1] is False
     member = roster.member(Session("run", "a", "t"), 5.0)
     assert (member.client_id, member.last_seen) == ("a", 5.0)
 
@@ -56,7 +56,7 @@ def test_w14_only_client_ids_are_registered(roster, name):
 
 def test_r7_a_newer_process_fences_the_older(roster):
     join(roster, "a", token="old")
-    assert join(roster, "a", token="new") is True
+    assert join(roster, "a", token="new")[1] is True
     with pytest.raises(Fenced, match="'a'"):
         roster.member(Session("run", "a", "old"), 1.0)
     assert roster.member(Session("run", "a", "new"), 1.0).client_id == "a"
@@ -134,3 +134,41 @@ def test_the_description_is_sorted_and_complete(roster):
         ClientStatus("a", Status.TRAINING, 5, 3, 4, 10.0),
         ClientStatus("b", Status.IDLE, 0, 0, 0, 11.0, Traffic(6, 7, 8, 9)),
     )
+
+
+class TestProcesses:
+    def join(self, roster, instance, token="t"):
+        return roster.register("a", token, instance=instance, evaluates=False, now=1.0)
+
+    def test_the_same_process_gets_its_session_again(self, roster):
+        self.join(roster, "one", "first")
+        member, again = self.join(roster, "one", "second")
+        assert (member.token, again) == ("first", True)
+
+    def test_f4_an_older_process_cannot_come_back(self, roster):
+        self.join(roster, "one")
+        self.join(roster, "two")
+        roster.expire(1000.0)  # nor when the newer one is silent for long
+        with pytest.raises(Fenced):
+            self.join(roster, "one")
+        assert self.join(roster, "two")[0].instance == "two"
+
+    def test_only_the_last_few_are_remembered(self, roster):
+        for number in range(100):
+            self.join(roster, f"p{number}")
+        assert roster.superseded["a"] == [f"p{number}" for number in range(91, 99)]
+
+
+def test_a_client_that_is_expected_keeps_its_place_for_one_lease(roster):
+    roster.expect("a", 5.0)
+    assert roster.available == []
+    assert roster.describe(5.0, {}) == ()
+    with pytest.raises(NotRegistered):
+        roster.member(Session("run", "a", ""), 6.0)
+    assert [member.client_id for member in roster.expire(35.0)] == ["a"]
+
+
+def test_a_client_that_was_expected_registers_like_a_new_one(roster):
+    roster.expect("a", 5.0)
+    assert join(roster, "a")[1] is False
+    assert roster.available == ["a"]

@@ -147,14 +147,14 @@ def pack_register(register: Register) -> pb.RegisterClientRequest:
     """Register to protobuf."""
     return pb.RegisterClientRequest(
         client_id=register.client_id, protocol_version=register.protocol_version, codec=register.codec,
-        accepts=register.accepts, evaluates=register.evaluates,
+        accepts=register.accepts, evaluates=register.evaluates, instance=register.instance,
     )  # fmt: skip
 
 
 def unpack_register(message: pb.RegisterClientRequest) -> Register:
     """Protobuf to Register."""
     return Register(
-        message.client_id, message.codec, tuple(message.accepts), message.evaluates, message.protocol_version
+        message.client_id, message.codec, tuple(message.accepts), message.evaluates, message.protocol_version, message.instance
     )
 
 
@@ -165,7 +165,7 @@ def pack_registered(registered: Registered) -> pb.RegisterClientResponse:
         message=f"Client {registered.session.client_id!r} registered successfully.",
         session=pack_session(registered.session), codec=registered.codec,
         heartbeat_interval=registered.heartbeat_interval, heartbeat_timeout=registered.heartbeat_timeout,
-        delta_codec=registered.delta_codec,
+        delta_codec=registered.delta_codec, keeps=registered.keeps,
     )  # fmt: skip
 
 
@@ -173,8 +173,8 @@ def unpack_registered(message: pb.RegisterClientResponse) -> Registered:
     """Protobuf to Registered."""
     return Registered(
         unpack_session(message.session), message.codec, message.heartbeat_interval, message.heartbeat_timeout,
-        message.delta_codec,
-    )
+        message.delta_codec, message.keeps,
+    )  # fmt: skip
 
 
 # --- download ---
@@ -278,13 +278,14 @@ def pack_beat_reply(reply: BeatReply) -> pb.HeartbeatResponse:
     """BeatReply to protobuf."""
     return pb.HeartbeatResponse(
         acknowledged=reply.acknowledged, should_stop=reply.should_stop, message=reply.message,
-        directive=reply.directive.name,
+        directive=reply.directive.name, heartbeat_interval=reply.heartbeat_interval,
     )  # fmt: skip
 
 
 def unpack_beat_reply(message: pb.HeartbeatResponse) -> BeatReply:
     """Protobuf to BeatReply."""
-    return BeatReply(message.acknowledged, _enum(pb.Directive, message.directive, Directive), message.message)
+    directive = _enum(pb.Directive, message.directive, Directive)
+    return BeatReply(message.acknowledged, directive, message.message, message.heartbeat_interval)
 
 
 def pack_status(status: ServerStatus) -> pb.GetServerStatusResponse:

@@ -1,0 +1,141 @@
+"""The server is killed anywhere, started again, and the run ends with the same bits; its clients notice a pause."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedcore import Client, Grpc, start_client
+from fedcore.testing import Recorder, check_state
+from fedcore.transports.grpc import TransferPolicy
+
+HERE = Path(__file__).parent
+POINTS = [
+    "ledger.before_rename", "run.before", "run.after", "reg.before_commit", "reg.after_commit", "round.before_open",
+    "round.after_open", "upd.first_chunk", "upd.last_chunk", "upd.tmp_half", "upd.before_fsync", "upd.before_rename",
+    "upd.after_rename", "upd.after_dirsync", "upd.before_row", "upd.after_row", "upd.before_ack", "quorum.reached",
+    "close.before_commit", "close.after_commit", "agg.half", "agg.done", "ckpt.tmp_half", "ckpt.before_fsync",
+    "ckpt.before_rename", "ckpt.after_rename", "ckpt.after_dirsync", "commit.before", "commit.after", "eval.start",
+    "gc.blob_delete",
+]  # fmt: skip
+ONCE = {"ledger.before_rename", "run.before", "run.after"}  # passed once in a run
+QUICK = {("upd.before_row", 2), ("upd.before_ack", 5), ("close.after_commit", 1), ("agg.done", 2), ("commit.before", 3)}
+EACH = [(point, when) for point in POINTS for when in ((1,) if point in ONCE else (1, 2, 3))]
+
+
+class Moves(Client):
+    def __init__(self, number):
+        self.number, self.trained = number, []
+
+    def get_parameters(self):
+        raise AssertionError("the server has a model")
+
+    def fit(self, parameters, config):
+        self.trained.append(config["round"])
+        draw = torch.Generator().manual_seed(1000 * config["round"] + self.number)
+        moved = parameters["w"] + torch.randn(parameters["w"].shape, generator=draw)
+        return {"w": moved, "n": parameters["n"] + 1}, 5 + self.number
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Site:
+    """A server process that may be started again at the same address, and three clients that stay."""
+
+    def __init__(self, folder, **settings):
+        self.folder, self.settings = folder, settings
+        self.address = f"127.0.0.1:{free_port()}"
+        self.wire = Recorder(Grpc(transfer=TransferPolicy(mode="stream")))
+        self.clients = [Moves(number) for number in range(3)]
+        self.failures, self.lines = [], []
+        self.threads = [threading.Thread(target=self.work, args=(client,)) for client in self.clients]
+        for thread in self.threads:
+            thread.start()
+
+    def work(self, client):
+        try:
+            start_client(self.address, client, f"client-{client.number}", transport=self.wire, patience=60)
+        except Exception as error:
+            self.failures.append(error)
+
+    def serve(self, plan=""):
+        """Run a server to its end, and return its exit status and what it said."""
+        environment = {**os.environ, "FEDCORE_FAILPOINTS": plan, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, HERE / "serving.py", self.folder, self.address, json.dumps(self.settings)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        self.lines = done.stdout.splitlines()
+        return done.returncode, done.stderr
+
+    def leave(self):
+        for thread in self.threads:
+            thread.join(30)
+        assert not self.failures
+
+    @property
+    def outcome(self):
+        return self.lines[-1].split()
+
+
+@pytest.fixture(scope="module")
+def control(tmp_path_factory):
+    site = Site(tmp_path_factory.mktemp("control") / "state")
+    code, errors = site.serve()
+    site.leave()
+    assert code == 0, errors
+    assert site.outcome[0] == "digest"
+    return site.outcome
+
+
+def cases():
+    for point, when in EACH:
+        yield pytest.param(point, when, id=f"{point}-{when}", marks=[] if (point, when) in QUICK else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("point", "when"), list(cases()))
+def test_f1_killed_at_any_point_the_run_ends_with_the_same_bits(tmp_path, control, point, when):
+    site = Site(tmp_path / "state", keep_updates=10)
+    code, errors = site.serve(f"{point}=kill@{when}")
+    assert code == -signal.SIGKILL, errors
+    code, errors = site.serve()
+    site.leave()
+    assert code == 0, errors
+    assert site.outcome == control
+    found = check_state(tmp_path / "state", site.wire.told, quorum=3, most=3)
+    assert found.faults == []
+    assert (found.rounds, found.updates, found.acknowledged) == (4, 12, 12)
+    assert all(client.trained == [1, 2, 3, 4] for client in site.clients)  # nothing is trained twice
+
+
+def test_killed_again_and_again(tmp_path, control):
+    site = Site(tmp_path / "state")
+    for plan in ("upd.before_ack=kill@2", "agg.half=kill", "ckpt.before_rename=kill", "upd.before_row=kill@2", "eval.start=kill"):
+        code, errors = site.serve(plan)
+        assert code == -signal.SIGKILL, errors
+    code, errors = site.serve()
+    site.leave()
+    assert code == 0, errors
+    assert site.outcome == control
+    assert check_state(tmp_path / "state", site.wire.told, quorum=3, most=3).faults == []
+
+
+@pytest.mark.parametrize("point", ["upd.before_ack", "quorum.reached", "commit.before"])
+def test_where_only_rounds_are_durable_clients_send_again_what_they_hold(tmp_path, control, point):
+    site = Site(tmp_path / "state", durability="round")
+    code, errors = site.serve(f"{point}=kill@2")
+    assert code == -signal.SIGKILL, errors
+    code, errors = site.serve()
+    site.leave()
+    assert code == 0, errors
+    assert site.outcome == control
+    assert all(client.trained == [1, 2, 3, 4] for client in site.clients)
