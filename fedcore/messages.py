@@ -111,15 +111,9 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """Asks to join.
+    """Asks to join. ``codec`` is what the client wants to send ("" for the server's own).
 
-    Attributes:
-        client_id: who.
-        codec: what the client wants to send with; "": what the server does.
-        accepts: the parts of codec names it decodes.
-        evaluates: whether it offers to.
-        protocol_version: what it speaks.
-        instance: names the process: the same whenever it registers again, another one after a restart of the client.
+    ``instance`` names the process: the same whenever it registers again, another one after a restart of the client.
     """
 
     client_id: str

@@ -119,7 +119,8 @@ def test_f1_killed_at_any_point_the_run_ends_with_the_same_bits(tmp_path, contro
 
 def test_killed_again_and_again(tmp_path, control):
     site = Site(tmp_path / "state")
-    for plan in ("upd.before_ack=kill@2", "agg.half=kill", "ckpt.before_rename=kill", "upd.before_row=kill@2", "eval.start=kill"):
+    plans = ("upd.before_ack=kill@2", "agg.half=kill", "ckpt.before_rename=kill", "upd.before_row=kill@2", "eval.start=kill")
+    for plan in plans:
         code, errors = site.serve(plan)
         assert code == -signal.SIGKILL, errors
     code, errors = site.serve()
