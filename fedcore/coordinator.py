@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from fedcore import events as ev
-from fedcore.errors import ProtocolError
+from fedcore.errors import ConnectionLost, ProtocolError
 from fedcore.messages import (
     Beat,
     BeatReply,
@@ -43,8 +43,9 @@ from fedcore.messages import (
 )
 from fedcore.phase import TRANSITIONS, Move, Phase
 from fedcore.policy import RoundPolicy, Verdict
+from fedcore.progress import Progress
 from fedcore.roster import Member, Roster
-from fedcore.round import Assignment, Round, State, Ticket, misplaced
+from fedcore.round import Assignment, Counted, Round, State, Ticket, misplaced
 from fedcore.rounds import Rounds
 
 
@@ -53,7 +54,7 @@ class Coordinator:
 
     Attributes:
         round: number of the open round, or of the next.
-        committed: how many rounds made a model.
+        progress: how many rounds made a model, and how many did not.
         failed: why the run ended early, or "".
         changes: counts what may give a waiting client something to do.
         events: what happened since the caller last took it.
@@ -65,19 +66,17 @@ class Coordinator:
         self, run_id: str, *, num_rounds: int, policy: RoundPolicy, heartbeat_timeout: float, evaluate_timeout: float
     ):
         self.run_id = run_id
-        self.num_rounds = num_rounds
         self.policy = policy
+        self.progress = Progress(policy, num_rounds)
         self.evaluate_timeout = evaluate_timeout
         self.phase = Phase.WAITING
         self.round = 1
-        self.committed = 0
         self.failed = ""
         self.changes = 0
         self.events: list[ev.Event] = []
         self.roster = Roster(run_id, policy.quorum, heartbeat_timeout)
         self.rounds = Rounds()
         self.digest = ""
-        self._failures = 0
 
     # --- clients ---
 
@@ -160,14 +159,18 @@ class Coordinator:
         member = self.roster.member(header.session, now)
         member.status = Status.SUBMITTING_UPDATE
         found = self.rounds.find(header.task_id)
-        if found is None or found.client_id != member.client_id or found.round != header.round:
+        if found is None or found.client_id != member.client_id or found.made_for.number != header.round:
             return self._refuse(member.client_id, header.round, *misplaced(header.round, self.round), now)
-        collection = found.collection
+        if self._is_late(found):
+            if self.phase in (Phase.WAITING, Phase.AGGREGATING):
+                raise ConnectionLost("the update is late, and counts in the next round: send it again when that is open")
+            found = (self.rounds.fit and self.rounds.fit.carry(found)) or found
+        collection, made_for = found.collection, found.made_for
         ticket = Ticket(found, header.digest, header.num_examples)
         if refusal := collection.refusal(ticket, self.round):
             return self._refuse(member.client_id, header.round, *refusal, now)
-        if header.base_digest != collection.base_digest:
-            message = f"trained on {header.base_digest[:16]!r}, but the round is about {collection.base_digest[:16]!r}"
+        if header.base_digest != made_for.base_digest:
+            message = f"trained on {header.base_digest[:16]!r}, but the round is about {made_for.base_digest[:16]!r}"
             return self._refuse(member.client_id, header.round, Outcome.REJECTED, "BASE_MISMATCH", message, now)
         return ticket
 
@@ -199,7 +202,7 @@ class Coordinator:
 
     def candidates(self, now: float) -> list[str] | None:
         """Return the clients a round may choose from, sorted, if one may open now."""
-        if self.phase is not Phase.WAITING or not self.digest or self.committed >= self.num_rounds:
+        if self.phase is not Phase.WAITING or not self.digest or self.progress.complete:
             return None
         available = self.roster.available
         opens = self.policy.opens_at(len(available), self.roster.quorum_since, now)
@@ -214,36 +217,34 @@ class Coordinator:
         self.rounds.ask_for_model(now, self.policy.deadline, base_digest)
         self.changes += 1
 
-    def resume(self, run_id: str, *, number: int, committed: int, failures: int, digest: str) -> None:
+    def resume(self, run_id: str, *, number: int, digest: str, outcomes: Iterable[float | None] = ()) -> None:
         """Become a run that was interrupted, before anything else happens.
 
         Args:
             run_id: of that run.
             number: of the round that was open, or is next.
-            committed: how many rounds made a model.
-            failures: how many rounds in a row failed last; a run that ended for it gets another chance.
             digest: of the model that round starts from.
+            outcomes: of the rounds before: see :meth:`Progress.resume`.
         """
         self.run_id = self.roster.run_id = run_id
-        self.round, self.committed, self.digest = number, committed, digest
-        self._failures = failures if failures < self.policy.max_failures else 0
+        self.round, self.digest = number, digest
+        self.progress.resume(outcomes)
 
     def reopen(
-        self, invited: Iterable[str], accepted: Mapping[str, tuple[str, int]], elapsed: float, now: float, *, closed: bool
+        self, invited: Iterable[str], accepted: Iterable[Counted], elapsed: float, now: float, *, closed: bool
     ) -> None:
         """Take the round up again that was open; the clients that were invited have one lease to come back.
 
         Args:
             invited: who was.
-            accepted: by client, the digest and the number of examples of each update that counts.
+            accepted: the updates that count.
             elapsed: seconds that the round had lasted.
             now: the time.
             closed: it takes no more updates.
         """
-        fit = self._open(sorted({*invited, *accepted}), now - elapsed)
-        for client_id, (digest, num_examples) in accepted.items():
-            done = fit.assignments[client_id]
-            done.state, done.digest, done.num_examples = State.ACCEPTED, digest, num_examples
+        fit = self._open(sorted(invited), now - elapsed)
+        for each in accepted:
+            fit.restore(each)
         for assignment in fit.assignments.values():
             if assignment.pending:
                 self.roster.expect(assignment.client_id, now)
@@ -267,20 +268,19 @@ class Coordinator:
         self._move(Move.PUBLISH)
         done = self._conclude()
         self.digest = digest
-        self.committed += 1
-        self._failures = 0
+        self.progress.commit(now - done.opened_at)
         self.events.append(done.committed(digest, now, metrics or {}, traffic or {}))
         self._evaluate(done.number, now)
         self.tick(now)
 
     def fail(self, reason: str, now: float) -> None:
-        """End the round without a model; after ``max_failures`` in a row the run ends."""
+        """End the round without a model; what follows is the policy's decision."""
         self._move(Move.FAIL)
         done = self._conclude()
-        self._failures += 1
         self.events.append(done.failed(reason, now))
-        if self._failures >= self.policy.max_failures:
-            self.finish(f"{self._failures} rounds in a row failed, the last one because {reason}", now)
+        if ends := self.progress.fail(done.number, reason):
+            self.finish(ends, now)
+        self.tick(now)
 
     def finish(self, failed: str, now: float) -> None:
         """End the run; ``failed`` is why it ends early, or ""."""
@@ -292,7 +292,7 @@ class Coordinator:
         for collection in self.rounds:
             collection.open = False
         self.changes += 1
-        self.events.append(ev.RunFinished(at=now, committed=self.committed, failed=failed))
+        self.events.append(ev.RunFinished(at=now, committed=self.progress.committed, failed=failed))
 
     # --- time ---
 
@@ -301,8 +301,15 @@ class Coordinator:
         for member in self.roster.expire(now):
             self._lose(member, now)
         self._review(now)
-        if self.committed >= self.num_rounds and self.phase is Phase.WAITING and not self.rounds.evaluation:
+        if self.progress.complete and self.phase is Phase.WAITING and not self.rounds.evaluation:
             self.finish("", now)
+
+    def excuse(self, seconds: float, now: float) -> None:
+        """Take no account of a time in which nobody could be heard: every lease begins anew, open rounds end later."""
+        for member in self.roster.members.values():
+            member.last_seen = now
+        for collection in self.rounds:
+            collection.opened_at += seconds
 
     def next_deadline(self, now: float) -> float | None:
         """Return when :meth:`tick` or :meth:`candidates` may next have something to do if nothing else happens."""
@@ -365,10 +372,16 @@ class Coordinator:
     def _open(self, invited: Iterable[str], opened_at: float) -> Round:
         self._move(Move.OPEN)
         fit = self.rounds.fit = Round(Kind.FIT, self.round, self.policy, opened_at, self.digest)
+        fit.deadline = self.policy.deadline_after(self.progress.took)
         fit.invite(invited)
         self.changes += 1
         self.events.append(fit.opened(opened_at))
         return fit
+
+    def _is_late(self, found: Assignment) -> bool:
+        """Return whether an answer to a task is for a round that is over, and may count in another."""
+        wanted = self.policy.late != "drop" and found.kind is Kind.FIT and found.pending
+        return wanted and not found.collection.open and self.phase is not Phase.FINISHED
 
     def _close(self, fit: Round, now: float) -> None:
         fit.open = False

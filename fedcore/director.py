@@ -27,6 +27,7 @@ from fedcore.messages import Kind
 from fedcore.packing import pack
 from fedcore.parameters import Parameters, Spec, digest
 from fedcore.phase import Phase
+from fedcore.round import Counted
 from fedcore.strategy import Strategy, aggregator_of, mean_metrics
 from fedcore.tasks import Work
 
@@ -98,7 +99,10 @@ class Director:
     def adopt(self, parameters: Parameters, spec: Spec) -> None:
         """Make these the model that rounds start from."""
         name, self._extents = self.hub.cores.measured(parameters, spec)
-        facts = {"seed": self._config.seed, "strategy": _named(self._strategy), "num_rounds": self._config.num_rounds}
+        facts = {
+            "seed": self._config.seed, "strategy": _named(self._strategy), "settings": self._strategy.settings(),
+            "num_rounds": self._config.num_rounds,
+        }  # fmt: skip
         machine = self.hub.coordinator
         self.journal.begin(machine.run_id, facts, parameters, spec, name)
         self.spec, self.parameters = spec, parameters
@@ -120,9 +124,7 @@ class Director:
         self.spec, self.parameters = past.spec, past.parameters
         _, self._extents = self.hub.cores.measured(past.parameters, past.spec)
         with self.hub.turn() as machine:
-            machine.resume(
-                past.run_id, number=past.number, committed=past.committed, failures=past.failures, digest=past.digest
-            )
+            machine.resume(past.run_id, number=past.number, digest=past.digest, outcomes=past.outcomes)
             machine.roster.remember(past.clients)
         if past.page is not None:
             self._reopen(past)
@@ -136,9 +138,9 @@ class Director:
             return
         work = self._work(page.number, past.digest)
         for entry in past.entries:
-            work.updates.append(Update({}, entry.num_examples, entry.client_id, entry.counted, entry.metrics, entry.digest))
+            work.updates.append(Update({}, entry.weight, entry.client_id, entry.counted, entry.metrics, entry.digest))
             self.hub.math.send(self._add_again, work, entry)
-        accepted = {entry.client_id: (entry.digest, entry.num_examples) for entry in past.entries}
+        accepted = [Counted(e.task_id, e.client_id, e.round, e.digest, e.num_examples) for e in past.entries]
         with self.hub.turn() as machine:
             machine.reopen(page.invited, accepted, page.elapsed, now, closed=page.state == "closed")
 
@@ -147,7 +149,7 @@ class Director:
         try:
             if work.aggregator is not None:
                 parameters = self.journal.read(entry)
-                kept = Update(parameters, entry.num_examples, entry.client_id, entry.counted, entry.metrics, entry.digest)
+                kept = Update(parameters, entry.weight, entry.client_id, entry.counted, entry.metrics, entry.digest)
                 work.aggregator.add(kept)
         except Exception as error:
             log.exception("an update that was acknowledged cannot be read again")

@@ -17,7 +17,7 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from secrets import token_hex
 from tempfile import gettempdir
@@ -40,12 +40,12 @@ from fedcore.messages import (
     Pull,
     Register,
     ServerStatus,
-    Session,
     StatusQuery,
     Submit,
     Submitted,
     Wait,
 )
+from fedcore.parking import Parked, Parking
 from fedcore.phase import Phase
 from fedcore.pool import drain
 from fedcore.reception import Reception
@@ -59,14 +59,7 @@ log = logging.getLogger(__name__)
 
 _EVENTS_REST = 0.005  # seconds that events may be late, so that those of many clients are passed on together
 
-
-@dataclass
-class Parked:
-    """A pull that waits for work."""
-
-    session: Session
-    until: float
-    future: Future[Reply]
+_STANDSTILL = 1.0  # seconds that a thread is late if the whole process was stopped, or its machine overloaded
 
 
 class Turn:
@@ -142,9 +135,9 @@ class Hub:
         self.busy = False
         self.paused, self.suspended, self._started = "", False, clock.now()
         self._observing, self._observe = Lane("fedcore-events", rest=_EVENTS_REST), observe
-        self._parked: dict[str, Parked] = {}
+        self._parking = Parking()
         self._due: list[Callable[[], object]] = []
-        self._seen, self._next_due, self._usual_wait = 0, math.inf, math.inf
+        self._seen, self._usual_wait = 0, math.inf
         self._turn = Turn(self)
         self._agreed, self._phase, self._conclude = self._agenda(), coordinator.phase, conclude
         self._alarm = math.inf  # when whoever sleeps wakes up by itself
@@ -187,9 +180,12 @@ class Hub:
         """Wait on the condition until something happens, the machine or a parked request is due, or a moment has come."""
         now = self.clock.now()
         due = [*until, self.coordinator.next_deadline(now), now + self._usual_wait]  # so that the next to park wakes nobody
-        due += [parked.until for parked in self._parked.values()]
+        due += self._parking.ends()
         self._alarm = min(when for when in due if when is not None)
-        self.clock.wait(self.condition, None if self._alarm == math.inf else max(0.0, self._alarm - now))
+        late = self.clock.wait(self.condition, None if self._alarm == math.inf else max(0.0, self._alarm - now))
+        if late > _STANDSTILL:  # nobody could be heard meanwhile
+            log.warning("this process stood still for %.0f s; leases begin anew, and open rounds last longer", late)
+            self.coordinator.excuse(late, self.clock.now())
 
     def wake(self) -> None:
         """Make whoever waits on the condition look again."""
@@ -205,10 +201,10 @@ class Hub:
         """Leave the run as it stands, for a later process: clients are sent away to wait for that one."""
         with self.condition:
             self.suspended = True
-            waiting, self._parked = list(self._parked.values()), {}
+            waiting = self._parking.clear()
             self.condition.notify_all()
-        for parked in waiting:
-            fail(parked.future, _leaving())
+        for future in waiting:
+            fail(future, _leaving())
 
     def pause(self, why: str) -> None:
         """Say that the run cannot go on at present; "": that it can again."""
@@ -299,8 +295,8 @@ class Hub:
             phase = "paused" if self.paused else machine.phase.value
             members = machine.roster.describe(now, {name: route.traffic for name, route in self.reception.routes.items()})
             return ServerStatus(
-                run_id=machine.run_id, phase=phase, round=machine.round, committed=machine.committed,
-                num_rounds=machine.num_rounds, accepted=machine.rounds.fit.count if machine.rounds.fit else 0,
+                run_id=machine.run_id, phase=phase, round=machine.round, committed=machine.progress.committed,
+                num_rounds=machine.progress.num_rounds, accepted=machine.rounds.fit.count if machine.rounds.fit else 0,
                 target=machine.policy.target, codec=self.codec.name, elapsed=now - self._started, clients=members,
                 metrics=dict(self.metrics), traffic=self.tasks.traffic, encodings=self.tasks.broadcast.encodings,
             )  # fmt: skip
@@ -323,32 +319,18 @@ class Hub:
         self._give(assignment, future)
 
     def _park(self, parked: Parked) -> None:
-        older = self._parked.pop(parked.session.client_id, None)
-        if older:
+        if older := self._parking.park(parked):
             self._due.append(partial(answer, older.future, Reply(Wait(self.coordinator.round))))
-        self._parked[parked.session.client_id] = parked
-        self._next_due = min(self._next_due, parked.until)
         if parked.until < self._alarm:
             self._usual_wait = parked.until - self.clock.now()
             self.condition.notify_all()
 
     def _settle(self) -> bool:
         """Look through the parked pulls: all of them if something changed, else those whose time is up."""
-        now, changed = self.clock.now(), self.coordinator.changes != self._seen
-        if not changed and now < self._next_due:
-            return False
+        changed = self.coordinator.changes != self._seen
         self._seen = self.coordinator.changes
-        for name, parked in list(self._parked.items()):
-            if not changed and now < parked.until:
-                continue
-            try:
-                given: object = self.coordinator.pull(parked.session, now)
-            except FedcoreError as error:
-                given = error
-            if not isinstance(given, Wait) or now >= parked.until:
-                del self._parked[name]
-                self._due.append(partial(self._give, given, parked.future))
-        self._next_due = min((parked.until for parked in self._parked.values()), default=math.inf)
+        for given, future in self._parking.settle(self.coordinator, self.clock.now(), everybody=changed):
+            self._due.append(partial(self._give, given, future))
         return changed
 
     def _give(self, given: object, future: Future[Reply]) -> None:

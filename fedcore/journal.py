@@ -36,8 +36,7 @@ class Past:
         spec: what it looks like.
         digest: of it.
         number: of the round that was open, or is next.
-        committed: how many rounds made a model that is not lost.
-        failures: how many rounds in a row failed last.
+        outcomes: of the rounds before: the seconds of each that made a model, None for those that made none or lost it.
         page: the round that was open or closed, if one was.
         entries: its updates.
         events: what happened in the rounds before.
@@ -52,8 +51,7 @@ class Past:
     spec: Spec
     digest: str
     number: int
-    committed: int
-    failures: int
+    outcomes: tuple[float | None, ...]
     page: Page | None
     entries: list[Entry]
     events: tuple[ev.Event, ...]
@@ -226,13 +224,13 @@ class Diary(Journal):
         page = pages[-1] if pages[-1].state in ("open", "closed") else None
         ended = pages[1:-1] if page else pages[1:]
         manifest = self._ledger.manifest(last.model)
-        failed = [each.state == "failed" for each in ended]
+        made = [each.state == "committed" and "lost" not in each.facts for each in ended]
         self._sweep(remnants=True)
         return Past(
             self._ledger.run_id, self._ledger.run_facts, self._ledger.models.get(manifest), Spec.checked(manifest.tensors),
             last.model, page.number if page else pages[-1].number + 1,
-            committed=sum(each.state == "committed" and "lost" not in each.facts for each in ended),
-            failures=next((i for i, bad in enumerate(reversed(failed)) if not bad), len(failed)), page=page,
+            outcomes=tuple(each.facts["seconds"] if good else None for each, good in zip(ended, made, strict=True)),
+            page=page,
             entries=self._ledger.entries(page.number) if page else [], events=tuple(self._story(ended, now)),
             memory=self._memory(last), clients=self._ledger.clients(),
             unmeasured=tuple(each.number for each in ended[-2:] if each.state == "committed" and not each.metrics),

@@ -48,6 +48,7 @@ CREATE TABLE updates (
     num_examples INTEGER NOT NULL,
     metrics TEXT NOT NULL,
     counted INTEGER NOT NULL REFERENCES rounds,
+    weight INTEGER NOT NULL,
     instance TEXT NOT NULL,
     UNIQUE (round, client_id)
 );
@@ -64,9 +65,10 @@ class Entry:
         client_id: whose it is.
         attempt_id: of the time the client trained for it.
         digest: of its tensors.
-        num_examples: its weight.
+        num_examples: what the client said.
         metrics: what the client measured.
         counted: the round it counts in.
+        weight: the number of examples it counts with.
         instance: the process of the client that made it.
     """
 
@@ -78,6 +80,7 @@ class Entry:
     num_examples: int
     metrics: Mapping[str, float]
     counted: int
+    weight: int
     instance: str = ""
 
 
@@ -170,11 +173,11 @@ class Ledger:
 
     def entries(self, number: int) -> list[Entry]:
         """Return the updates that count in a round, by client id."""
-        columns = "task_id, round, client_id, attempt_id, digest, num_examples, metrics, counted, instance"
+        columns = "task_id, round, client_id, attempt_id, digest, num_examples, metrics, counted, weight, instance"
         rows = self._db.read(f"SELECT {columns} FROM updates WHERE counted = ? ORDER BY client_id", number)  # noqa: S608
         return [
-            Entry(task, made_for, client, attempt, digest, examples, json.loads(metrics), counted, instance)
-            for task, made_for, client, attempt, digest, examples, metrics, counted, instance in rows
+            Entry(task, made_for, client, attempt, digest, examples, json.loads(metrics), counted, weight, instance)
+            for task, made_for, client, attempt, digest, examples, metrics, counted, weight, instance in rows
         ]
 
     def manifest(self, digest: str) -> Manifest:
@@ -347,7 +350,7 @@ class Ledger:
         )  # fmt: skip
         if not known:
             facts = asdict(entry) | {"metrics": json.dumps(dict(entry.metrics))}
-            self._db.write("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *facts.values())
+            self._db.write("INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", *facts.values())
         elif known != [(entry.task_id, entry.digest, entry.num_examples)]:
             text = f"client {entry.client_id} has another update in round {entry.round} already"
             raise UpdateRejected(text, reason="ROUND_ALREADY_ANSWERED")

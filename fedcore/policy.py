@@ -5,10 +5,16 @@ A policy is a value; it keeps no state and reads no clock.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from statistics import median
+from typing import Literal
 
 from fedcore.errors import ConfigError
+
+_ROUNDS_TO_ADAPT = 3
+_LEAST_DEADLINE = 1.0  # seconds
 
 
 class Verdict(Enum):
@@ -35,6 +41,13 @@ class RoundPolicy:
         extra: clients invited beyond the target; the first ``target`` to answer count, the others are told to stop.
         start_wait: seconds to wait for the target once the quorum is registered.
         max_failures: failed rounds in a row that end the run.
+        on_failure: what follows a failed round: ``"retry"``: another one takes its place, up to ``max_failures`` in a row;
+            ``"skip"``: it counts as one of the run's rounds; ``"abort"``: the run ends.
+        late: what becomes of an update whose round is over: ``"drop"``: it does not count; ``"carry"``: it counts in the round
+            that is open, unless its client is in that one itself; ``"discount"``: the same, with a smaller weight.
+        late_discount: what the weight of such an update is multiplied by for each round it is late.
+        adapt: the deadline is this many times the median of what the last rounds took, and ``deadline`` at most; after a
+            failed round it is ``deadline`` again. None: always ``deadline``.
     """
 
     target: int
@@ -43,6 +56,10 @@ class RoundPolicy:
     extra: int = 0
     start_wait: float = 10.0
     max_failures: int = 3
+    on_failure: Literal["retry", "skip", "abort"] = "retry"
+    late: Literal["drop", "carry", "discount"] = "drop"
+    late_discount: float = 0.5
+    adapt: float | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("target", 1), ("quorum", 1), ("extra", 0), ("max_failures", 1)):
@@ -54,6 +71,15 @@ class RoundPolicy:
                 f"RoundPolicy.quorum is {self.quorum}, above target {self.target}: such a round could never close; "
                 "lower min_fit_clients or raise clients_per_round"
             )
+        if self.on_failure not in ("retry", "skip", "abort"):
+            raise ConfigError(f"RoundPolicy.on_failure must be 'retry', 'skip' or 'abort', not {self.on_failure!r}")
+        if self.late not in ("drop", "carry", "discount") or not 0 < self.late_discount <= 1:
+            raise ConfigError(
+                "RoundPolicy.late must be 'drop', 'carry' or 'discount', and late_discount above 0 and at most 1, not "
+                f"{self.late!r} and {self.late_discount!r}"
+            )
+        if self.adapt is not None and not self.adapt > 1:
+            raise ConfigError(f"RoundPolicy.adapt must be above 1, or no round could take as long as the last: {self.adapt!r}")
         if not self.deadline > 0 or not self.start_wait >= 0:
             raise ConfigError(
                 f"RoundPolicy needs deadline > 0 and start_wait >= 0, not {self.deadline!r} and {self.start_wait!r}"
@@ -70,10 +96,22 @@ class RoundPolicy:
             return now
         return None if quorum_since is None else quorum_since + self.start_wait
 
-    def verdict(self, *, accepted: int, pending: int, opened_at: float, now: float) -> Verdict:
+    def deadline_after(self, took: Sequence[float]) -> float:
+        """Return the seconds that a round may last, given what the last ones took since one failed."""
+        if self.adapt is None or len(took) < _ROUNDS_TO_ADAPT:
+            return self.deadline
+        return min(self.deadline, max(_LEAST_DEADLINE, self.adapt * median(took)))
+
+    def weight(self, num_examples: int, rounds_late: int) -> int:
+        """Return the number of examples that an update counts with."""
+        if self.late != "discount" or not rounds_late:
+            return num_examples
+        return max(1, round(num_examples * self.late_discount**rounds_late))
+
+    def verdict(self, *, accepted: int, pending: int, closes_at: float, now: float) -> Verdict:
         """Judge an open round by its accepted updates and by the invited clients that live and have not answered."""
         if accepted >= self.target or (pending == 0 and accepted >= self.quorum):
             return Verdict.CLOSE
-        if now < opened_at + self.deadline:
+        if now < closes_at:
             return Verdict.WAIT
         return Verdict.CLOSE if accepted >= self.quorum else Verdict.FAIL

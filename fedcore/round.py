@@ -36,11 +36,12 @@ class Assignment:
         id: its own name.
         client_id: whose it is.
         collection: the round it belongs to; its tally is kept right whenever the state changes.
+        late_for: the round it was given in, if its answer came too late for that one and is carried into ``collection``.
     """
 
-    def __init__(self, id: str, client_id: str, collection: Round):
+    def __init__(self, id: str, client_id: str, collection: Round, *, late_for: Round | None = None):
         self.id, self.client_id, self.collection = id, client_id, collection
-        self.round, self.kind = collection.number, collection.kind
+        self.round, self.kind, self.made_for = collection.number, collection.kind, late_for or collection
         self.digest, self.num_examples, self.reason = "", 0, ""
         self._state = State.INVITED
         collection.tally[State.INVITED] += 1
@@ -71,6 +72,17 @@ class Ticket:
     num_examples: int
 
 
+@dataclass(frozen=True)
+class Counted:
+    """An update that was accepted before a restart, in words that last."""
+
+    task_id: str
+    client_id: str
+    made_for: int
+    digest: str
+    num_examples: int
+
+
 @dataclass
 class Round:
     """Collects the answers to one question: a training round, an evaluation, or the request for a first model."""
@@ -81,6 +93,7 @@ class Round:
     opened_at: float
     base_digest: str
     open: bool = True
+    deadline: float | None = None  # seconds; None: the policy's
     assignments: dict[str, Assignment] = field(default_factory=dict)  # by client id
     tasks: dict[str, Assignment] = field(default_factory=dict)  # the same by their own id
     tally: Counter[State] = field(default_factory=Counter)  # how many assignments are in which state
@@ -103,6 +116,25 @@ class Round:
             mine.state = State.ASSIGNED
             return mine
         return None
+
+    def carry(self, late: Assignment) -> Assignment | None:
+        """Return a place for an answer that came too late for its own round, or None: its client is in this one itself."""
+        if not self.open or late.client_id in self.assignments:
+            return None
+        made = Assignment(late.id, late.client_id, self, late_for=late.made_for)
+        self.assignments[late.client_id] = self.tasks[late.id] = made
+        return made
+
+    def restore(self, counted: Counted) -> None:
+        """Take an update up again that was accepted before a restart."""
+        if counted.made_for == self.number:
+            self.invite({counted.client_id} - self.assignments.keys())
+            done = self.assignments[counted.client_id]
+        else:
+            before = Round(self.kind, counted.made_for, self.policy, self.opened_at, "", open=False)
+            done = Assignment(counted.task_id, counted.client_id, self, late_for=before)
+            self.assignments[done.client_id] = self.tasks[done.id] = done
+        done.state, done.digest, done.num_examples = State.ACCEPTED, counted.digest, counted.num_examples
 
     def revive(self, assignment: Assignment) -> bool:
         """Return whether an answer to ``assignment`` would be taken; a lost client takes a free place again."""
@@ -164,17 +196,17 @@ class Round:
     @property
     def closes_at(self) -> float:
         """When the round ends at the latest."""
-        return self.opened_at + self.policy.deadline
+        return self.opened_at + (self.policy.deadline if self.deadline is None else self.deadline)
 
     def verdict(self, now: float) -> Verdict:
         """Ask the policy."""
-        return self.policy.verdict(accepted=self.count, pending=self.pending, opened_at=self.opened_at, now=now)
+        return self.policy.verdict(accepted=self.count, pending=self.pending, closes_at=self.closes_at, now=now)
 
     def opened(self, now: float) -> ev.RoundOpened:
         """Return the news that it is open."""
         return ev.RoundOpened(
             at=now, round=self.number, invited=tuple(self.assignments), target=self.policy.target,
-            quorum=self.policy.quorum, deadline=self.policy.deadline,
+            quorum=self.policy.quorum, deadline=self.closes_at - self.opened_at,
         )  # fmt: skip
 
     def committed(

@@ -34,7 +34,7 @@ class Rounds:
 
     def find(self, task_id: str) -> Assignment | None:
         """Return the assignment with this id, of the rounds that ended, too."""
-        return next((found for r in chain(self, self._past) if (found := r.find(task_id))), None)
+        return next((found for r in chain(self, reversed(self._past)) if (found := r.find(task_id))), None)
 
     def offer(self, client_id: str) -> Assignment | None:
         """Return what a client is to do now."""

@@ -150,7 +150,7 @@ class Server:
         if not self._director.done.wait(timeout):
             raise TimeoutError(f"the run is not over after {timeout} s")
         if failed := self.hub.coordinator.failed:
-            raise RunFailed(f"the run ended after {self.hub.coordinator.committed} committed rounds: {failed}")
+            raise RunFailed(f"the run ended after {self.hub.coordinator.progress.committed} committed rounds: {failed}")
         parameters = self.parameters
         if parameters is None:
             raise AssertionError("a finished run has a model")

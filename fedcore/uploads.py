@@ -154,8 +154,8 @@ class Uploads:
             process = coordinator.roster.instances.get(update.client_id, "")
         name = update.digest or digest(update.parameters, spec)
         return Entry(
-            header.task_id, update.round, update.client_id, header.attempt_id, name, update.num_examples, update.metrics,
-            arrival.work.number, process,
+            header.task_id, header.round, update.client_id, header.attempt_id, name, header.num_examples, update.metrics,
+            arrival.work.number, update.num_examples, process,
         )  # fmt: skip
 
     def _note(self, arrival: Arrival, update: Update, entry: Entry) -> bool:
@@ -192,8 +192,9 @@ class Uploads:
             parameters = spec.copy(parameters, self._lend)
         reach("upd.last_chunk")
         extents = check_finite(parameters)
-        name = header.session.client_id
-        update = Update(parameters, header.num_examples, name, work.number, metrics, header.digest, extents)
+        ticket, name = arrival.ticket, header.session.client_id
+        weight = ticket.assignment.collection.policy.weight(header.num_examples, work.number - header.round)
+        update = Update(parameters, weight, name, work.number, metrics, header.digest, extents)
         if work.aggregator:
             work.aggregator.check(update)
         return update

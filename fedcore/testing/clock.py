@@ -19,13 +19,14 @@ class FakeClock(Clock):
         """Return the time that was set."""
         return self._now
 
-    def wait(self, condition: threading.Condition, timeout: float | None) -> None:
+    def wait(self, condition: threading.Condition, timeout: float | None) -> float:
         """Wait, holding ``condition``, until it is notified or :meth:`advance` moves the time."""
         if timeout is not None and timeout <= 0:
-            return
+            return 0.0
         with self._lock:
             self._waiting.add(condition)
         condition.wait()
+        return 0.0
 
     def advance(self, seconds: float) -> None:
         """Let ``seconds`` pass."""

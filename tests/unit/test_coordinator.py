@@ -9,7 +9,7 @@ import fedcore.coordinator
 from fedcore import Coordinator, RoundPolicy, errors, events
 from fedcore.messages import Beat, Directive, Finished, Kind, Manifest, Outcome, Session, Status, Submit, Wait
 from fedcore.phase import TRANSITIONS, Move, Phase
-from fedcore.round import Assignment, Ticket
+from fedcore.round import Assignment, Counted, Ticket
 
 
 class Run:
@@ -100,7 +100,7 @@ def test_a_round_closes_at_the_target_and_commits():
     assert run.machine.phase is Phase.AGGREGATING
     assert run.seen(events.RoundClosed)[0].accepted == ("a", "b")
     run.machine.publish("m1", 1.0)
-    assert (run.machine.phase, run.machine.round, run.machine.committed) == (Phase.WAITING, 2, 1)
+    assert (run.machine.phase, run.machine.round, run.machine.progress.committed) == (Phase.WAITING, 2, 1)
 
 
 def test_it_closes_early_when_every_living_invited_client_has_answered():
@@ -390,7 +390,7 @@ class TestEvaluation:
 
     def test_or_when_its_time_is_up(self):
         run = self.committed(evaluate_timeout=20.0, lease=1000.0)
-        run.machine.num_rounds = 1
+        run.machine.progress.num_rounds = 1
         run.machine.tick(20.9)
         assert run.machine.phase is Phase.WAITING
         run.machine.tick(21.0)
@@ -451,8 +451,8 @@ def test_a_stop_in_the_answer_to_an_update_is_heard():
 class TestResume:
     def resumed(self, *, closed=False, elapsed=40.0, now=1000.0, **accepted):
         run = Run(model="", lease=30.0, deadline=100.0, target=3)
-        run.machine.resume("run-0", number=7, committed=6, failures=0, digest="m6")
-        updates = {name: (digest, 10) for name, digest in accepted.items()}
+        run.machine.resume("run-0", number=7, digest="m6", outcomes=[1.0] * 6)
+        updates = [Counted(f"fit-7-{name}", name, 7, digest, 10) for name, digest in accepted.items()]
         run.machine.reopen(["a", "b", "c"], updates, elapsed, now, closed=closed)
         return run
 
@@ -493,14 +493,134 @@ class TestResume:
         assert run.machine.phase is Phase.AGGREGATING
         run.machine.publish("m7", 1001.0)
         assert run.seen(events.RoundCommitted)[0].accepted == ("a", "b")
-        assert run.machine.committed == 7
+        assert run.machine.progress.committed == 7
 
     def test_failures_in_a_row_go_on_being_counted_but_a_run_that_ended_for_them_gets_another_chance(self):
         for failures, ends in ((2, True), (3, False)):
             run = Run(model="", max_failures=3, target=1)
-            run.machine.resume("run-0", number=4, committed=0, failures=failures, digest="m0")
+            run.machine.resume("run-0", number=failures + 1, digest="m0", outcomes=[None] * failures)
             run.join("a")
             run.open()
             run.machine.tick(100.0)
             run.machine.fail("nothing came", 100.0)
             assert (run.machine.phase is Phase.FINISHED) is ends
+
+
+class TestFailedRounds:
+    def failing(self, **policy):
+        run = Run(target=1, num_rounds=3, max_failures=2, **policy)
+        run.join("a")
+        return run
+
+    def fail(self, run, now=1.0):
+        run.open(now)
+        run.machine.tick(now + 100.0)
+        run.machine.fail("nothing came", now + 100.0)
+        run.join("a", now=now + 100.0)
+
+    def test_skipped_rounds_count_and_never_end_the_run_early(self):
+        run = self.failing(on_failure="skip")
+        for number in range(3):
+            assert run.machine.phase is Phase.WAITING
+            self.fail(run, now=200.0 * number)
+        assert (run.machine.phase, run.machine.failed) == (Phase.FINISHED, "")
+        assert run.machine.progress.committed == 0
+
+    def test_the_first_failure_may_end_the_run(self):
+        run = self.failing(on_failure="abort")
+        self.fail(run)
+        assert run.machine.phase is Phase.FINISHED
+        assert run.machine.failed == "round 1 failed, because nothing came"
+
+
+class TestLateUpdates:
+    """Client a is slow: its round closes at the deadline, and its update comes in the next."""
+
+    def late(self, late="carry", **policy):
+        run = Run(target=2, quorum=1, deadline=10.0, lease=1000.0, late=late, **policy)
+        run.join("a", "b")
+        run.open(0.0, ["a", "b"])
+        task = run.pull("a")
+        run.submit(run.pull("b"))
+        run.machine.tick(10.0)
+        header = run.header(task, number=1, base="m0")
+        return run, task, header
+
+    def again(self, run, invited, now=11.0):
+        run.machine.publish("m1", now)
+        run.join("c", now=now)
+        run.open(now, invited)
+
+    def hand_in(self, run, header, now=12.0):
+        ticket = run.machine.admit(header, now)
+        return run.machine.commit(ticket, now) if isinstance(ticket, Ticket) else ticket
+
+    def test_dropped(self):
+        run, _, header = self.late("drop")
+        self.again(run, ["b", "c"])
+        assert self.hand_in(run, header).outcome is Outcome.STALE
+
+    def test_carried_into_the_round_that_is_open_and_counted_once(self):
+        run, _, header = self.late()
+        self.again(run, ["b", "c"])
+        assert self.hand_in(run, header).outcome is Outcome.ACCEPTED
+        assert [a.client_id for a in run.machine.rounds.fit.accepted] == ["a"]
+        assert self.hand_in(run, header).outcome is Outcome.DUPLICATE
+        assert run.machine.rounds.fit.count == 1
+        run.submit(run.pull("b", 12.0), now=12.0)
+        run.machine.publish("m2", 13.0)
+        run.open(14.0, ["b", "c"])
+        assert self.hand_in(run, header, 15.0).outcome is Outcome.DUPLICATE  # nor again in a later one
+
+    def test_not_beside_an_update_of_its_own(self):
+        run, _, header = self.late()
+        self.again(run, ["a", "b"])
+        assert self.hand_in(run, header).outcome is Outcome.STALE
+
+    def test_between_rounds_it_is_to_come_again(self):
+        run, _, header = self.late()
+        with pytest.raises(errors.ConnectionLost, match="when that is open"):
+            run.machine.admit(header, 10.5)
+
+    def test_after_the_end_it_is_dropped(self):
+        run, _, header = self.late()
+        run.machine.finish("", 11.0)
+        assert not self.hand_in(run, header).counted
+
+    def test_a_carried_update_survives_a_restart(self):
+        run = Run(model="", target=3)
+        run.machine.resume("run", number=7, digest="m6", outcomes=[1.0] * 6)
+        carried = Counted("fit-5-a", "a", 5, "d", 10)
+        run.machine.reopen(["b"], [carried], 0.0, 100.0, closed=False)
+        run.join("a", now=101.0)
+        assert run.machine.rounds.fit.count == 1
+        header = Submit(run.sessions["a"], "fit-5-a", 5, "try", "m4", 10, Manifest("c", 4096, (), "d"))
+        assert run.machine.admit(header, 102.0).outcome is Outcome.DUPLICATE
+
+
+def test_deadlines_adapt_and_are_whole_again_after_a_failure():
+    run = Run(target=1, deadline=100.0, num_rounds=9, adapt=4.0, lease=10_000.0)
+    run.join("a")
+    now = 0.0
+    for _ in range(3):
+        run.open(now)
+        run.submit(run.pull("a", now), now=now)
+        now += 5.0
+        run.machine.publish("m", now)
+    run.machine.digest = "m"
+    assert run.open(now).closes_at == now + 20.0
+    run.machine.tick(now + 20.0)
+    run.machine.fail("nothing came", now + 20.0)
+    assert run.open(now + 30.0).closes_at == now + 130.0
+
+
+def test_f6_a_time_in_which_nobody_could_be_heard_counts_for_nothing():
+    run = Run(target=2, deadline=50.0, lease=5.0)
+    run.join("a", "b")
+    run.open(0.0)
+    run.machine.excuse(20.0, 21.0)
+    run.machine.tick(21.0)
+    assert not run.seen(events.ClientLost)
+    assert run.machine.rounds.fit.closes_at == 70.0
+    run.machine.tick(26.0)
+    assert len(run.seen(events.ClientLost)) == 2

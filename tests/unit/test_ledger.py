@@ -21,7 +21,7 @@ def payload(value):
 
 def entry(client, value, number=1):
     name = payload(value).manifest.digest
-    return Entry(f"fit-{number}-{client}", number, client, "try-1", name, 10, {"loss": 0.5}, number, "p1")
+    return Entry(f"fit-{number}-{client}", number, client, "try-1", name, 10, {"loss": 0.5}, number, 10, "p1")
 
 
 def note(ledger, client, value, number=1):
@@ -86,7 +86,7 @@ def test_the_same_update_once_more_changes_nothing(ledger):
 def test_i2_a_task_has_one_update_and_a_client_one_in_a_round(ledger):
     with pytest.raises(UpdateRejected, match="another update"):
         note(ledger, "a", 4, 2)
-    other = Entry("fit-2-again", 2, "a", "try-2", payload(4).manifest.digest, 10, {}, 2)
+    other = Entry("fit-2-again", 2, "a", "try-2", payload(4).manifest.digest, 10, {}, 2, 10)
     with pytest.raises(UpdateRejected, match="another update"):
         ledger.accept(other, payload(4).manifest)
     assert ledger.entries(2) == [entry("a", 3, 2)]

@@ -79,10 +79,36 @@ W, C, F = Verdict.WAIT, Verdict.CLOSE, Verdict.FAIL
     ],
 )
 def test_l3_the_verdict(accepted, pending, age, verdict):
-    assert policy().verdict(accepted=accepted, pending=pending, opened_at=7.0, now=7.0 + age) is verdict
+    assert policy().verdict(accepted=accepted, pending=pending, closes_at=107.0, now=7.0 + age) is verdict
 
 
 def test_l3_every_round_ends_at_its_deadline():
     for accepted in range(4):
         for pending in range(4):
-            assert policy().verdict(accepted=accepted, pending=pending, opened_at=0.0, now=100.0) is not W
+            assert policy().verdict(accepted=accepted, pending=pending, closes_at=100.0, now=100.0) is not W
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"on_failure": "hope"}, {"late": "maybe"}, {"late_discount": 0.0}, {"late_discount": 1.5}, {"adapt": 1.0}, {"adapt": -2}],
+    ids=str,
+)
+def test_other_rules_are_checked(change):
+    with pytest.raises(ConfigError, match=f"RoundPolicy.*{next(iter(change))}"):
+        policy(**change)
+
+
+def test_a_deadline_follows_what_rounds_took_but_only_downwards():
+    adaptive = policy(adapt=3.0, deadline=100.0)
+    assert adaptive.deadline_after([5.0, 5.0]) == 100.0  # too few to tell
+    assert adaptive.deadline_after([4.0, 5.0, 60.0]) == 15.0
+    assert adaptive.deadline_after([60.0] * 5) == 100.0
+    assert adaptive.deadline_after([0.001] * 5) == 1.0  # no round is as short as that
+    assert policy().deadline_after([4.0, 5.0, 60.0]) == 100.0
+
+
+def test_what_is_late_weighs_less():
+    assert policy(late="discount", late_discount=0.5).weight(100, 2) == 25
+    assert policy(late="discount").weight(1, 5) == 1
+    assert policy(late="discount").weight(100, 0) == 100
+    assert policy(late="carry").weight(100, 2) == 100

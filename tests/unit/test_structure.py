@@ -16,9 +16,9 @@ ROWS = [
         "codec", "transport", "client", "aggregator", "fixedpoint", "strategy", "policy", "registry", "security", "config",
         "events", "history", "compression", "tensorwise", "blockwise", "durable",
     },
-    {"coordinator", "round", "rounds", "roster", "phase"},
+    {"coordinator", "round", "rounds", "roster", "phase", "progress"},
     {
-        "hub", "director", "reception", "tasks", "uploads", "intake", "broadcast", "evaluation", "server", "link", "outbox",
+        "hub", "parking", "director", "reception", "tasks", "uploads", "intake", "broadcast", "evaluation", "server", "link", "outbox",
         "worker", "lane", "clock", "testing", "cores", "mapped", "budget", "turns", "journal", "packing", "ledger", "database",
         "blobs", "failpoints",
     },
