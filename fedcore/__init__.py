@@ -32,11 +32,14 @@ _HOMES = {
         "MissingDependency",
         "ProtocolError",
         "RunFailed",
+        "RunSuspended",
         "SessionError",
+        "StateError",
         "TransportError",
         "UnknownName",
         "UpdateRejected",
     ),
+    "goal": ("Goal",),
     "history": ("History", "RoundRecord"),
     "link": ("Link",),
     "parameters": ("Parameters", "Spec", "digest"),
@@ -76,10 +79,13 @@ if TYPE_CHECKING:
     from fedcore.errors import MissingDependency as MissingDependency
     from fedcore.errors import ProtocolError as ProtocolError
     from fedcore.errors import RunFailed as RunFailed
+    from fedcore.errors import RunSuspended as RunSuspended
     from fedcore.errors import SessionError as SessionError
+    from fedcore.errors import StateError as StateError
     from fedcore.errors import TransportError as TransportError
     from fedcore.errors import UnknownName as UnknownName
     from fedcore.errors import UpdateRejected as UpdateRejected
+    from fedcore.goal import Goal as Goal
     from fedcore.history import History as History
     from fedcore.history import RoundRecord as RoundRecord
     from fedcore.link import Link as Link

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fedcore.codec import REFERENCE, Base, Codec, Frame, Held, buffers, frame_bytes, joined
-from fedcore.lane import Lane
+from fedcore.lane import THREADS, Lanes
 from fedcore.messages import Manifest
 from fedcore.parameters import Parameters, Spec, digest
 from fedcore.shards import Shard, shards
@@ -77,18 +77,19 @@ class Broadcast:
     Args:
         shard_bytes: where payloads are cut.
         delta: what differences to the payloads before are encoded with; those are kept for one generation, then.
+        lanes: makes the lane that encodes.
 
     Attributes:
         encodings: how often something was encoded.
     """
 
-    def __init__(self, shard_bytes: int, delta: Codec | None = None):
+    def __init__(self, shard_bytes: int, delta: Codec | None = None, lanes: Lanes = THREADS):
         self.encodings = 0
         self._shard_bytes, self._delta = shard_bytes, delta
         self._lock = threading.Lock()
         self._cache: dict[tuple[str, str, str], Future[Payload]] = {}
         self._before: dict[str, Base] = {}
-        self._lane = Lane("fedcore-encode")
+        self._lane = lanes.lane("fedcore-encode")
 
     def payload(
         self, parameters: Parameters, spec: Spec, digest: str, codec: Codec | None, holds: str = ""

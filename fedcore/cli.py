@@ -1,4 +1,4 @@
-"""The command ``fedcore``: try a federation, ask a server how it stands, see what there is.
+"""The command ``fedcore``: try a federation, ask a server how it stands, look back at a run, see what there is.
 
 Exit status: 0 well done, 1 an error or a run that failed, 2 a mistake in the command line, 130 interrupted. Everything that
 imports torch is imported by the commands that need it.
@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from fedcore import __version__, demo
+from fedcore import __version__, demo, state_commands
 from fedcore.errors import ConfigError, ConnectionLost, FedcoreError
 from fedcore.messages import ClientStatus, ServerStatus, StatusQuery
 from fedcore.observers.board import headline
-from fedcore.observers.units import harmless, metric, natural, size, span
+from fedcore.observers.units import harmless, metric, natural, size, span, table
 
 if TYPE_CHECKING:
     from fedcore.transport import Connection
@@ -65,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands.add_parser("demo", help="run a whole federation on this machine and show it"))
     _add_status(commands.add_parser("status", help="ask a server how its run stands"))
+    state_commands.add_runs(commands.add_parser("runs", help="show what a state directory holds"))
+    state_commands.add_replay(commands.add_parser("replay", help="make the models of a run again from its updates"))
     listing = commands.add_parser("list", help="show the transports, codecs and strategies there are")
     listing.set_defaults(command=_list)
     return parser
@@ -91,6 +93,10 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "--codec", default=default.codec, help="such as safetensors+lz4 (default %(default)s); see fedcore list"
     )
     parser.add_argument("--plain", action="store_true", help="plain lines instead of the live display")
+    parser.add_argument(
+        "--kill-server-at-round", type=int, metavar="N",
+        help="kill the server in the middle of round N and start another one, which goes on with the same round",
+    )  # fmt: skip
     parser.set_defaults(command=_demo, mistake=parser.error)
 
 
@@ -160,8 +166,8 @@ def _as_json(status: ServerStatus) -> str:
 
 def _as_text(status: ServerStatus) -> str:
     rows = [_row(client) for client in sorted(status.clients, key=lambda client: natural(client.client_id))]
-    table = _table([("client", "does", "round", "heard", "sent", "received"), *rows]) if rows else ["no clients"]
-    return "".join(f"{harmless(line)}\n" for line in [*_heading(status), "", *table])
+    shown = table([("client", "does", "round", "heard", "sent", "received"), *rows], left=(0, 1)) if rows else ["no clients"]
+    return "".join(f"{harmless(line)}\n" for line in [*_heading(status), "", *shown])
 
 
 def _heading(status: ServerStatus) -> list[str]:
@@ -182,14 +188,6 @@ def _row(client: ClientStatus) -> tuple[str, ...]:
     doing = client.status.replace("_", " ") + progress
     traffic = size(client.traffic.bytes_sent), size(client.traffic.bytes_received)
     return client.client_id, doing, str(client.round or ""), f"{span(client.silent)} ago", *traffic
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Align columns: the first two to the left, the others, which are numbers, to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:{'<' if at < 2 else '>'}{widths[at]}}" for at, cell in enumerate(row)).rstrip() for row in rows
-    ]
 
 
 # --- list -------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedcore.errors import ConfigError
+from fedcore.goal import Goal
 from fedcore.policy import RoundPolicy
 from fedcore.shards import SHARD_BYTES
 from fedcore.strategy import Strategy
@@ -46,6 +47,9 @@ class ServerConfig:
         durability: ``"update"``: an update is on the disk before its client is told that it counts. ``"round"``: only the
             outcome of a round is; after a crash clients are asked to send what they trained once more, which costs them
             the memory of one more model.
+        initial_model: a safetensors file with the model that the first round starts from, instead of the strategy's.
+        goal: a metric by which the best model is kept, and the run may end early.
+        max_run_time: seconds after which the run ends with the rounds it has, those before a restart included. None: no limit.
         keep_updates: of how many of the last rounds the updates stay in the state directory, for ``fedcore replay``.
     """
 
@@ -71,6 +75,9 @@ class ServerConfig:
     state_dir: str | None = None
     durability: Literal["update", "round"] = "update"
     keep_updates: int = 0
+    initial_model: str | None = None
+    goal: Goal | None = None
+    max_run_time: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_rounds", "max_failures", "max_examples", "max_model_bytes", "shard_bytes", "map_above"):
@@ -88,6 +95,10 @@ class ServerConfig:
                 f"ServerConfig.heartbeat_timeout is {self.heartbeat_timeout:g} s, not above heartbeat_interval "
                 f"{self.heartbeat_interval:g} s: every client would count as lost"
             )
+        if self.max_run_time is not None:
+            self._require("max_run_time", float, 1e-9)
+        if self.goal is not None and not isinstance(self.goal, Goal):
+            raise ConfigError(f"ServerConfig.goal must be a Goal, not {self.goal!r}")
         if self.policy is not None and not isinstance(self.policy, RoundPolicy):
             raise ConfigError(f"ServerConfig.policy must be a RoundPolicy, not {self.policy!r}")
         names = self.accept_codecs

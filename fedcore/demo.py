@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from fedcore.observers.units import count, size, span
 __all__ = ["Options", "run", "summary"]
 
 ADDRESS, HISTORY, PICTURE, MODEL = "address", "history.json", "history.png", "model.safetensors"
+STATE, STRUCK = "state", "struck"
 QUORUM = 2
 GOODBYE = 3.0  # seconds between the end of the run and the end of the clients
 
@@ -41,6 +43,7 @@ class Options:
         out: the folder for what the run leaves.
         codec: what models are sent with.
         plain: show plain lines on a terminal, too.
+        kill_server_at_round: the round in which the server is killed and started again, or None.
     """
 
     rounds: int = 20
@@ -50,6 +53,7 @@ class Options:
     out: str = "runs/demo"
     codec: str = "safetensors"
     plain: bool = False
+    kill_server_at_round: int | None = None
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -60,6 +64,8 @@ class Options:
             raise ConfigError(f"alpha must be a number above 0, not {self.alpha}")
         if self.seed < 0:
             raise ConfigError(f"the seed must be at least 0, not {self.seed}")
+        if self.kill_server_at_round is not None and not 1 <= self.kill_server_at_round <= self.rounds:
+            raise ConfigError(f"the server can be killed in a round from 1 to {self.rounds}, not {self.kill_server_at_round}")
 
     @property
     def folder(self) -> Path:
@@ -98,6 +104,8 @@ def _run_processes(options: Options, children: Children) -> list[str]:
     if address:
         numbers = range(1, options.clients + 1)
         clients = [children.launch(_child(options, f"client-{n}", str(n), address)) for n in numbers]
+        if options.kill_server_at_round:
+            server = _kill(server, address, clients, options, children)
     left = _watch(server, clients, children)
     stuck = [f"{client.name} did not end with the run" for client in left if server not in left and not server.failed]
     return [child.report() for child in (server, *clients) if child.failed] + stuck
@@ -120,28 +128,46 @@ def _address_of(server: Child, options: Options, children: Children) -> str:
     return address
 
 
+def _kill(server: Child, address: str, clients: list[Child], options: Options, children: Children) -> Child:
+    """Kill the server in the middle of a round, start another one at the same place, and return that."""
+    file = options.folder / STRUCK
+    while not file.exists():
+        if children.next_ended(timeout=0.02) is server or _hopeless(server, clients):
+            return server
+    server.process.kill()
+    server.process.wait()
+    file.unlink()
+    _say(f"The server was killed in round {options.kill_server_at_round}. Another process takes its place; the clients stay.")
+    another = children.launch(_child(options, "server-again", address, shown=True))
+    _address_of(another, options, children)
+    return another
+
+
 def _watch(server: Child, clients: list[Child], children: Children) -> set[Child]:
     """Wait for the server and then the clients to end, and return who is left if the rest cannot come to an end."""
-    left = {server, *clients} if clients else set()
-    while left:
+    left = {child for child in (server, *clients) if child.process.poll() is None} if clients else set()
+    while left and not server.failed and not (server in left and _hopeless(server, clients)):
         # the server tells the clients of the end: they are not far behind it
         ended = children.next_ended(timeout=None if server in left else 2 * GOODBYE)
         if ended is None:
             break
         left.discard(ended)
-        able = sum(not client.failed for client in clients)
-        if server.failed or (server in left and able < QUORUM):
-            break
     return left
+
+
+def _hopeless(server: Child, clients: list[Child]) -> bool:
+    return server.failed or sum(not client.failed for client in clients) < QUORUM
 
 
 def _clear(options: Options) -> None:
     """Make the output folder, and remove what an earlier run left there."""
     options.folder.mkdir(parents=True, exist_ok=True)
-    for old in (ADDRESS, HISTORY, PICTURE, MODEL, "server.log"):
+    for old in (ADDRESS, STRUCK, HISTORY, PICTURE, MODEL, "server.log", "server-again.log"):
         (options.folder / old).unlink(missing_ok=True)
     for old_log in options.folder.glob("client-*.log"):
         old_log.unlink()
+    if (options.folder / STATE / "ledger.db").exists():
+        shutil.rmtree(options.folder / STATE)
 
 
 def summary(options: Options, record: dict[str, Any], seconds: float) -> str:
@@ -152,13 +178,14 @@ def summary(options: Options, record: dict[str, Any], seconds: float) -> str:
         record: the history file.
         seconds: how long everything took.
     """
-    rounds = record["rounds"]
+    rounds, struck = record["rounds"], options.kill_server_at_round
     made = [each for each in rounds if each["outcome"] == "committed"]
     sent, received = (sum(each[f"bytes_{way}"] for each in rounds) for way in ("sent", "received"))
     lines = [
         "",
         *(f"  {name:<10} {_shown(value)}" for name, value in sorted(made[-1]["metrics"].items()) if "/" not in name),
         f"  {'rounds':<10} {len(made)} committed, {len(rounds) - len(made) or 'none'} failed",
+        *([f"  {'server':<10} killed in round {struck}, and started again"] if struck else []),
         f"  {'time':<10} {span(sum(each['seconds'] for each in rounds))} in rounds, {span(seconds)} in all",
         f"  {'traffic':<10} {size(sent)} to clients, {size(received)} back, as {options.codec}",
         f"  {'model':<10} {options.folder / MODEL}, digest {record['digest'][:16]}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from contextlib import suppress
 from dataclasses import asdict
@@ -18,9 +19,11 @@ from fedcore.codecs.safetensors import save
 from fedcore.config import ServerConfig
 from fedcore.data.digits import Digits, DigitsClient, DigitsModel, evaluate, load_digits
 from fedcore.data.partition import dirichlet
-from fedcore.demo import ADDRESS, GOODBYE, HISTORY, MODEL, PICTURE, QUORUM, Options
+from fedcore.demo import ADDRESS, GOODBYE, HISTORY, MODEL, PICTURE, QUORUM, STATE, STRUCK, Options
 from fedcore.errors import FedcoreError, MissingDependency
+from fedcore.events import Event, Observer, UpdateAccepted
 from fedcore.history import History
+from fedcore.messages import Kind
 from fedcore.observers.board import Board
 from fedcore.observers.console import Console
 from fedcore.observers.units import natural
@@ -41,7 +44,7 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)  # the processes share few cores, and one thread adds up in one order
     try:
         if role == "server":
-            serve(Options(**json.loads(options)))
+            serve(Options(**json.loads(options)), *rest)
         else:
             train(Options(**json.loads(options)), *rest)
     except FedcoreError as error:
@@ -50,8 +53,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def serve(options: Options, address: str = "127.0.0.1:0") -> None:
+def serve(options: Options, address: str = "") -> None:
     """Run the federation, show it, and write down what it made.
+
+    Args:
+        options: what the demo was asked for.
+        address: where the server listened that was killed, and whose run this one goes on with; "" for the first one.
 
     Raises:
         FedcoreError: it could not begin, or ended early.
@@ -64,15 +71,26 @@ def serve(options: Options, address: str = "127.0.0.1:0") -> None:
         DigitsModel(options.seed).state_dict(), lambda _, parameters: evaluate(parameters, test),
         min_fit_clients=QUORUM, clients_per_round=options.clients,
     )  # fmt: skip
+    struck = options.kill_server_at_round is not None
     config = ServerConfig(
-        num_rounds=options.rounds, seed=options.seed, heartbeat_interval=0.5, heartbeat_timeout=10.0, start_wait=30.0,
-        stop_grace=GOODBYE,
+        num_rounds=options.rounds, seed=options.seed, heartbeat_interval=0.5, heartbeat_timeout=30.0 if struck else 10.0,
+        start_wait=30.0, stop_grace=GOODBYE, state_dir=str(options.folder / STATE) if struck else None,
     )  # fmt: skip
     board = Board()
-    with (
-        console,
-        Server(address, config=config, strategy=strategy, codec=options.codec, observers=[board.note, console]) as server,
-    ):
+
+    def hold_still(event: Event) -> None:
+        """Stop where the round has its first updates, for the parent to kill this process there."""
+        number = None if address else options.kill_server_at_round
+        if isinstance(event, UpdateAccepted) and event.kind is Kind.FIT and event.round == number:
+            with server.hub.condition:  # no other update is counted meanwhile
+                console.close()  # half a frame would stay on the terminal
+                (options.folder / STRUCK).touch()
+                if hasattr(signal, "SIGSTOP"):  # elsewhere the round may go on for a moment
+                    os.kill(os.getpid(), signal.SIGSTOP)
+
+    where = address or "127.0.0.1:0"
+    observers: list[Observer] = [board.note, console, hold_still]
+    with console, Server(where, config=config, strategy=strategy, codec=options.codec, observers=observers) as server:
         _tell_address(options, server.address)
         history, parameters = server.wait()
     _write_down(options, board, history, parameters)
@@ -88,7 +106,7 @@ def train(options: Options, number: str, address: str) -> None:
     whole, _ = load_digits(options.seed)
     share = _shares(whole, options)[int(number) - 1]
     log.info("client-%s has %d examples, by digit: %s", number, len(share.labels), share.labels.bincount(minlength=10).tolist())
-    start_client(address, DigitsClient(share), f"client-{number}", patience=30.0)
+    start_client(address, DigitsClient(share), f"client-{number}", patience=120.0)
 
 
 def _leave(console: Console) -> None:

@@ -30,6 +30,7 @@
     ├── StateError                      the operator's: a state directory that is damaged, foreign or in use
     ├── AggregationError                the strategy's: no model came out of the round
     ├── RunFailed                       the federation ended without reaching its goal
+    ├── RunSuspended                    nobody's: this server left, and the next one goes on with the run
     └── RemoteError                     the other side failed in a way it does not explain
 
 ``reason`` is the machine-readable name that travels in ``google.rpc.ErrorInfo``; ``retryable`` says whether the same
@@ -219,6 +220,12 @@ class RunFailed(FedcoreError):
     """The federation ended without reaching its goal."""
 
     reason = "RUN_FAILED"
+
+
+class RunSuspended(FedcoreError):
+    """The server left a run that goes on when another one starts with the same state directory."""
+
+    reason = "RUN_SUSPENDED"
 
 
 class RemoteError(FedcoreError):

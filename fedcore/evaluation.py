@@ -13,7 +13,7 @@ from fedcore import events as ev
 from fedcore.aggregator import Update
 from fedcore.clock import Clock
 from fedcore.failpoints import reach
-from fedcore.lane import Lane
+from fedcore.lane import THREADS, Lanes
 from fedcore.parameters import Parameters
 from fedcore.strategy import Strategy
 
@@ -26,6 +26,8 @@ class Pending:
 
     number: int
     since: float
+    of_clients: bool
+    told: bool = False
 
 
 class Evaluations:
@@ -36,35 +38,47 @@ class Evaluations:
         clock: the time.
         timeout: seconds after which an evaluation is given up.
         report: receives ``Evaluated`` and ``EvaluationFailed``, on any thread.
+        wake: called when one is over, and was reported.
+        lanes: makes the lane.
     """
 
-    def __init__(self, strategy: Strategy, clock: Clock, timeout: float, report: Callable[[ev.Event], None]):
-        self._strategy, self._clock, self._timeout, self._report = strategy, clock, timeout, report
-        self._lane = Lane("fedcore-evaluate")
+    def __init__(
+        self,
+        strategy: Strategy,
+        clock: Clock,
+        timeout: float,
+        report: Callable[[ev.Event], None],
+        wake: Callable[[], None],
+        lanes: Lanes = THREADS,
+    ):
+        self._strategy, self._clock, self._timeout, self._lanes = strategy, clock, timeout, lanes
+        self._report, self._wake = report, wake
+        self._lane = self._lanes.lane("fedcore-evaluate")
         self._lock = threading.Lock()
         self.pending: tuple[Pending, ...] = ()
 
     def server_side(self, number: int, parameters: Parameters) -> None:
         """Evaluate the model of a round with ``Strategy.evaluate``; ``parameters`` are a copy for it to keep."""
-        self._start(number, lambda: self._evaluate(number, parameters))
+        self._start(Pending(number, self._clock.now(), False), lambda: self._evaluate(number, parameters))
 
     def client_side(self, number: int, results: list[Update]) -> None:
         """Combine what clients measured with ``Strategy.aggregate_evaluate``."""
         by_client = sorted(results, key=lambda update: update.client_id)
-        self._start(number, lambda: _prefixed("evaluate", self._strategy.aggregate_evaluate(number, by_client)))
+        pending = Pending(number, self._clock.now(), True)
+        self._start(pending, lambda: _prefixed("evaluate", self._strategy.aggregate_evaluate(number, by_client)))
 
     def overdue(self, now: float) -> None:
         """Give up evaluations that have taken too long; a new thread takes the ones behind them."""
         with self._lock:
-            late = [p for p in self.pending if now >= p.since + self._timeout]
+            late = [p for p in self.pending if now >= p.since + self._timeout and not p.told]
             self.pending = tuple(p for p in self.pending if p not in late)
         if late:
             self._lane.close(timeout=0)  # it ends when the user's code returns, if it does
-            self._lane = Lane("fedcore-evaluate")
+            self._lane = self._lanes.lane("fedcore-evaluate")
         for pending in late:
             reason = f"it took longer than evaluate_timeout, {self._timeout:g} s"
             log.warning("the evaluation of round %d was given up: %s", pending.number, reason)
-            self._report(ev.EvaluationFailed(at=now, round=pending.number, reason=reason))
+            self._report(ev.EvaluationFailed(at=now, round=pending.number, reason=reason, of_clients=pending.of_clients))
 
     def next_deadline(self) -> float | None:
         """Return when the next evaluation would be given up."""
@@ -74,8 +88,7 @@ class Evaluations:
         """End the thread, unless user code holds it."""
         self._lane.close(timeout=0 if self.pending else 5.0)
 
-    def _start(self, number: int, job: Callable[[], Mapping[str, float] | None]) -> None:
-        pending = Pending(number, self._clock.now())
+    def _start(self, pending: Pending, job: Callable[[], Mapping[str, float] | None]) -> None:
         with self._lock:
             self.pending += (pending,)
         self._lane.send(self._run, pending, job)
@@ -85,16 +98,20 @@ class Evaluations:
         try:
             metrics = job()
             if metrics is not None:
-                event = ev.Evaluated(at=self._clock.now(), round=pending.number, metrics=metrics)
+                event = ev.Evaluated(at=self._clock.now(), round=pending.number, metrics=metrics, of_clients=pending.of_clients)
         except Exception as error:
             log.exception("the evaluation of round %d failed; the round stands", pending.number)
             reason = f"{type(error).__name__}: {error}"
-            event = ev.EvaluationFailed(at=self._clock.now(), round=pending.number, reason=reason)
+            now = self._clock.now()
+            event = ev.EvaluationFailed(at=now, round=pending.number, reason=reason, of_clients=pending.of_clients)
         with self._lock:
-            awaited = pending in self.pending  # else it was given up
-            self.pending = tuple(p for p in self.pending if p is not pending)
+            awaited, pending.told = pending in self.pending, True  # else it was given up
         if awaited:
-            self._report(event or ev.Evaluated(at=self._clock.now(), round=pending.number, metrics={}))
+            nothing = ev.Evaluated(at=self._clock.now(), round=pending.number, metrics={}, of_clients=pending.of_clients)
+            self._report(event or nothing)
+        with self._lock:  # only now, because the end of the run waits for what is pending
+            self.pending = tuple(p for p in self.pending if p is not pending)
+        self._wake()
 
     def _evaluate(self, number: int, parameters: Parameters) -> dict[str, float] | None:
         reach("eval.start")

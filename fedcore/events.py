@@ -22,7 +22,10 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted(Event):
-    """The server listens. ``past`` is what happened in the rounds before, if it goes on with a run that was interrupted."""
+    """The server listens. ``past`` is what happened so far, if it goes on with a run that was interrupted.
+
+    If a round was open then, its updates are part of the past, and :class:`RoundOpened` for it comes before this event.
+    """
 
     run_id: str
     address: str
@@ -154,6 +157,7 @@ class Evaluated(Event):
 
     round: int
     metrics: Mapping[str, float]
+    of_clients: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +166,7 @@ class EvaluationFailed(Event):
 
     round: int
     reason: str
+    of_clients: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

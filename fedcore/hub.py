@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -31,7 +30,7 @@ from fedcore.cores import Cores
 from fedcore.errors import ConnectionLost, FedcoreError, ProtocolError, RemoteError
 from fedcore.failpoints import reach
 from fedcore.journal import Journal
-from fedcore.lane import Lane
+from fedcore.lane import THREADS, Lanes
 from fedcore.mapped import Landings
 from fedcore.messages import (
     Beat,
@@ -93,8 +92,10 @@ class Hub:
         clock: the time.
         observe: receives each event, in order, on a lane of its own.
         conclude: called on the lane of mathematics, behind the last sum of a round, when it has closed.
+        lanes: makes the lanes.
 
     Attributes:
+        lanes: makes the lanes.
         condition: held for each turn of the machine, notified when something happened.
         math: the lane of the strategy's mathematics.
         cores: does arithmetic on several cores, for that lane.
@@ -119,22 +120,25 @@ class Hub:
         clock: Clock,
         observe: Callable[[ev.Event], None],
         conclude: Callable[[], None],
+        lanes: Lanes = THREADS,
     ):
-        self.coordinator, self.codec, self.accepts, self.clock = coordinator, codec, accepts, clock
+        self.coordinator, self.codec, self.accepts, self.clock, self.lanes = coordinator, codec, accepts, clock, lanes
         self.landings = Landings(config.map_above, config.map_folder or gettempdir())
-        self.reception = Reception(self.turn, clock, config, codec, accepts)
-        self.condition = threading.Condition(threading.RLock())
-        self.math = Lane("fedcore-math")
+        self.reception = Reception(self.turn, clock, config, codec, accepts, lanes)
+        self.condition = lanes.condition()
+        self.math = lanes.lane("fedcore-math")
         self.cores = Cores()
-        self.tasks = Tasks(strategy, self.math, seed=config.seed, shard_bytes=config.shard_bytes, delta=self.reception.delta)
+        self.tasks = Tasks(
+            strategy, self.math, seed=config.seed, shard_bytes=config.shard_bytes, delta=self.reception.delta, lanes=lanes
+        )
         self.uploads = Uploads(
             self.turn, clock, self.math, accepts=accepts, config=config, base=self.tasks.broadcast.base,
-            noted=self.tasks.count, lend=self.landings.lend,
+            noted=self.tasks.count, lend=self.landings.lend, lanes=lanes,
         )  # fmt: skip
         self.metrics: dict[str, float] = {}
         self.busy = False
         self.paused, self.suspended, self._started = "", False, clock.now()
-        self._observing, self._observe = Lane("fedcore-events", rest=_EVENTS_REST), observe
+        self._observing, self._observe = lanes.lane("fedcore-events", rest=_EVENTS_REST), observe
         self._parking = Parking()
         self._due: list[Callable[[], object]] = []
         self._seen, self._usual_wait = 0, math.inf

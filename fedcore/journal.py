@@ -16,6 +16,7 @@ from fedcore.aggregator import Update
 from fedcore.blobs import SHARD_BYTES
 from fedcore.broadcast import Payload, encode
 from fedcore.codec import Codec
+from fedcore.database import damaged
 from fedcore.errors import StateError
 from fedcore.ledger import Entry, Ledger, Page
 from fedcore.messages import Kind, Manifest, Traffic
@@ -39,10 +40,11 @@ class Past:
         outcomes: of the rounds before: the seconds of each that made a model, None for those that made none or lost it.
         page: the round that was open or closed, if one was.
         entries: its updates.
-        events: what happened in the rounds before.
+        events: what happened in the rounds before, and which updates the round has.
         memory: what the strategy remembered.
         clients: the processes of each client, the newest last.
         unmeasured: the rounds of late whose models may not have been evaluated.
+        spent: seconds that all rounds took together.
     """
 
     run_id: str
@@ -58,6 +60,7 @@ class Past:
     memory: dict[str, Any]
     clients: dict[str, list[str]] = field(default_factory=dict)
     unmeasured: tuple[int, ...] = ()
+    spent: float = 0.0
 
 
 class Journal:
@@ -122,6 +125,12 @@ class Journal:
     def measure(self, number: int, metrics: Mapping[str, float]) -> None:
         """Note metrics of a round's model."""
 
+    def cherish(self, number: int) -> None:
+        """Keep the model of this round from now on, as the best one."""
+
+    def tidy(self) -> None:
+        """Take away what an interruption left half written, and what nothing needs any more."""
+
     def join(self, client_id: str, instances: Sequence[str]) -> None:
         """Note which process speaks for a client."""
 
@@ -148,6 +157,7 @@ class Diary(Journal):
         self.each_update = each_update
         self._codec, self._keep = codec, keep_updates
         self._ledger = Ledger(folder, codec)
+        self._best: int | None = None
 
     def read(self, entry: Entry) -> Parameters:
         """Return the tensors of an update that was noted."""
@@ -207,6 +217,10 @@ class Diary(Journal):
         """Note metrics of a round's model."""
         self._ledger.measure(number, metrics)
 
+    def cherish(self, number: int) -> None:
+        """Keep the model of this round from now on, as the best one."""
+        self._best = number
+
     def join(self, client_id: str, instances: Sequence[str]) -> None:
         """Note which process speaks for a client."""
         self._ledger.join(client_id, instances)
@@ -225,14 +239,14 @@ class Diary(Journal):
         ended = pages[1:-1] if page else pages[1:]
         manifest = self._ledger.manifest(last.model)
         made = [each.state == "committed" and "lost" not in each.facts for each in ended]
-        self._sweep(remnants=True)
         return Past(
             self._ledger.run_id, self._ledger.run_facts, self._ledger.models.get(manifest), Spec.checked(manifest.tensors),
             last.model, page.number if page else pages[-1].number + 1,
             outcomes=tuple(each.facts["seconds"] if good else None for each, good in zip(ended, made, strict=True)),
             page=page,
-            entries=self._ledger.entries(page.number) if page else [], events=tuple(self._story(ended, now)),
-            memory=self._memory(last), clients=self._ledger.clients(),
+            entries=self._ledger.entries(page.number) if page else [], events=tuple(self._story(pages[1:], now)),
+            memory=remembered(self._ledger, last), clients=self._ledger.clients(),
+            spent=sum(each.facts["seconds"] for each in ended) + (page.elapsed if page else 0.0),
             unmeasured=tuple(each.number for each in ended[-2:] if each.state == "committed" and not each.metrics),
         )  # fmt: skip
 
@@ -243,38 +257,35 @@ class Diary(Journal):
 
     def _last_readable(self, pages: Sequence[Page]) -> Page:
         """Return the last committed round whose model is whole; those behind it are given up, and that is said."""
+        lost: list[tuple[int, StateError]] = []
         for page in reversed(pages):
             if page.state != "committed" or "lost" in page.facts:
                 continue
             try:
                 self._ledger.models.get(self._ledger.manifest(page.model))
-                self._memory(page)
+                remembered(self._ledger, page)
             except StateError as error:
-                if page.number == 0 or not any(p.state == "committed" for p in pages[: page.number]):
-                    raise
-                log.error("the model of round %d is lost, going on from the one before: %s", page.number, error)
-                self._ledger.lose(page.number, str(error))
-            else:
-                return page
-        raise StateError(f"no model in {self._ledger.folder} can be read", reason="STATE_DAMAGED")
-
-    def _memory(self, page: Page) -> dict[str, Any]:
-        tensors = self._ledger.models.get(self._ledger.manifest(page.memory)) if page.memory else {}
-        found: dict[str, Any] = unpack(tensors, page.facts.get("memory", {"dict": {}}))
-        return found
+                lost.append((page.number, error))
+                continue
+            for number, error in lost:
+                log.error("the model of round %d is lost, going on from the one before: %s", number, error)
+                self._ledger.lose(number, str(error))
+            return page
+        raise damaged(self._ledger.folder, f"none of its models can be read, the newest because {lost[0][1]}")
 
     def _story(self, pages: Iterable[Page], now: float) -> Iterable[ev.Event]:
         for page in pages:
             facts = {name: value for name, value in page.facts.items() if name not in ("memory", "lost")}
-            if page.state == "failed":
-                yield ev.RoundFailed(at=now, round=page.number, **facts)
-                continue
             entries = self._ledger.entries(page.number)
             for count, entry in enumerate(entries, 1):
                 yield ev.UpdateAccepted(
                     at=now, round=page.number, kind=Kind.FIT, client_id=entry.client_id, num_examples=entry.num_examples,
                     accepted=count, target=len(entries),
                 )  # fmt: skip
+            if page.state == "failed":
+                yield ev.RoundFailed(at=now, round=page.number, **facts)
+            if page.state != "committed":
+                continue
             traffic = {name: Traffic(**each) for name, each in facts.pop("traffic").items()}
             accepted = tuple(facts.pop("accepted"))
             yield ev.RoundCommitted(
@@ -286,8 +297,24 @@ class Diary(Journal):
     def _payload(self, parameters: Parameters, spec: Spec, name: str) -> Payload:
         return encode(parameters, spec, self._codec, SHARD_BYTES, name=name)
 
+    def tidy(self) -> None:
+        """Take away what an interruption left half written, and what nothing needs any more."""
+        self._sweep(remnants=True)
+
     def _sweep(self, *, remnants: bool = False) -> None:
-        self._ledger.sweep(keep_models=max(2, self._keep + 1), keep_updates=self._keep, remnants=remnants)
+        models, best = max(2, self._keep + 1), [] if self._best is None else [self._best]
+        self._ledger.sweep(keep_models=models, keep_updates=self._keep, remnants=remnants, also=best)
+
+
+def remembered(ledger: Ledger, page: Page) -> dict[str, Any]:
+    """Return what the strategy remembered after a round; nothing after the first model.
+
+    Raises:
+        StateError: it cannot be read.
+    """
+    tensors = ledger.models.get(ledger.manifest(page.memory)) if page.memory else {}
+    found: dict[str, Any] = unpack(tensors, page.facts.get("memory", {"dict": {}}))
+    return found
 
 
 def _facts(event: ev.RoundCommitted | ev.RoundFailed) -> dict[str, Any]:

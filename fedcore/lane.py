@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 log = logging.getLogger(__name__)
@@ -72,3 +72,22 @@ class Lane:
         job = self._jobs.get()
         self._closing.wait(self._rest)
         return job
+
+
+class Lanes:
+    """Makes what a server works on: threads. A simulation hands in other lanes, and decides itself what goes on when."""
+
+    def lane(self, name: str, *, rest: float = 0.0) -> Lane:
+        """Return a new lane; see :class:`Lane`."""
+        return Lane(name, rest=rest)
+
+    def pool(self, name: str, count: int) -> Executor:
+        """Return ``count`` threads that do jobs beside one another."""
+        return ThreadPoolExecutor(count, name)
+
+    def condition(self) -> threading.Condition:
+        """Return a condition for what lanes share; whoever holds it may take it once more."""
+        return threading.Condition(threading.RLock())
+
+
+THREADS = Lanes()

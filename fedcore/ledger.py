@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,7 @@ class Ledger:
     Args:
         folder: where; it is made if it is not there, for this user alone.
         codec: what models and updates are written with; lossless.
-        looking: only read, and beside the process that writes.
-
-    Attributes:
-        models: the models' files.
-        updates: the updates' files.
+        looking: only read, and beside the process that writes; makes nothing.
 
     Raises:
         StateError: the folder is in use by another process, damaged, or no such folder at all.
@@ -140,10 +137,19 @@ class Ledger:
         except BaseException:
             self._unlock()
             raise
-        self.models = Blobs(self.folder / "models", codec)
-        self.updates = Blobs(self.folder / "updates", codec)
+        self._codec = codec
 
     # --- what is there ---
+
+    @cached_property
+    def models(self) -> Blobs:
+        """The models' files."""
+        return Blobs(self.folder / "models", self._codec)
+
+    @cached_property
+    def updates(self) -> Blobs:
+        """The updates' files."""
+        return Blobs(self.folder / "updates", self._codec)
 
     @property
     def run_id(self) -> str:
@@ -301,18 +307,21 @@ class Ledger:
                 together = json.dumps({**json.loads(before), **metrics})
                 self._db.write("UPDATE rounds SET metrics = ? WHERE number = ?", together, number)
 
-    def sweep(self, *, keep_models: int = 1, keep_updates: int = 0, remnants: bool = True) -> list[str]:
+    def sweep(
+        self, *, keep_models: int = 1, keep_updates: int = 0, remnants: bool = True, also: Collection[int] = ()
+    ) -> list[str]:
         """Take away the files that are not needed any more, and return their names.
 
         Args:
             keep_models: of how many of the last committed rounds the models are kept.
             keep_updates: of how many of the last committed rounds the updates are kept, beside those of a round in progress.
             remnants: take away what is only half written, too; nobody may be writing.
+            also: rounds whose models are kept besides.
         """
         pages = self.pages()
         committed = [page for page in pages if page.state == "committed"]
         working = [page for page in pages if page.state in ("open", "closed")]
-        lasting = committed[-keep_models:]
+        lasting = [*committed[-keep_models:], *(page for page in committed if page.number in also)]
         models = {name for page in lasting for name in (page.model, page.memory)} | {page.base for page in working}
         of = {page.number for page in [*working, *(committed[-keep_updates:] if keep_updates else [])]}
         updates = {entry.digest for number in of for entry in self.entries(number)}

@@ -13,7 +13,7 @@ from fedcore.config import ServerConfig
 from fedcore.coordinator import Coordinator
 from fedcore.errors import CodecRefused, FedcoreError, ProtocolError
 from fedcore.journal import Journal
-from fedcore.lane import Lane
+from fedcore.lane import THREADS, Lanes
 from fedcore.messages import PROTOCOL_VERSION, Register, Registered
 from fedcore.registry import accepted_codec, delta_codec
 from fedcore.tasks import Route, answer, fail
@@ -33,6 +33,7 @@ class Reception:
         config: intervals.
         codec: what models are sent with.
         accepts: the parts of codec names that are accepted.
+        lanes: makes the lane.
 
     Attributes:
         routes: how each client is reached.
@@ -48,10 +49,11 @@ class Reception:
         config: ServerConfig,
         codec: Codec,
         accepts: tuple[str, ...],
+        lanes: Lanes = THREADS,
     ):
         self.routes: dict[str, Route] = {}
         self.delta = delta_codec(config.delta_codec)
-        self.journal, self.noting = Journal(), Lane("fedcore-noting")
+        self.journal, self.noting = Journal(), lanes.lane("fedcore-noting")
         self._turn, self._clock, self._codec, self._accepts = turn, clock, codec, accepts
         self._interval, self._lease = config.heartbeat_interval, config.heartbeat_timeout
 

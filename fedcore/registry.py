@@ -15,10 +15,11 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, cast
 
 from fedcore.codec import Codec, Wrapper
-from fedcore.errors import CodecRefused, ConfigError, MissingDependency, UnknownName
+from fedcore.errors import CodecRefused, ConfigError, DecodeError, MissingDependency, UnknownName
 from fedcore.transport import Transport
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -160,6 +161,23 @@ def delta_codec(name: str | None) -> Codec | None:
     if found is not None and not (found.uses_base and found.lossless):
         raise ConfigError(f"ServerConfig.delta_codec {name!r} must be lossless and tell differences, such as 'delta+zstd'")
     return found
+
+
+def load_model(path: str) -> dict[str, Any]:
+    """Read a model from a file, by its ending: ``.safetensors``.
+
+    Raises:
+        ConfigError: it cannot be read, or no codec reads such files.
+    """
+    kind = Path(path).suffix.removeprefix(".")
+    known = kind in _on_shelf("codecs")
+    load = getattr(import_module(find("codecs", kind).__module__), "load", None) if known else None
+    if load is None:
+        raise ConfigError(f"{path!r} is no file that can be read as a model: write NAME.safetensors")
+    try:
+        return cast(dict[str, Any], load(path))
+    except (OSError, DecodeError) as error:
+        raise ConfigError(f"the model in {path!r} cannot be read: {error}") from error
 
 
 def transport(wanted: str | Transport) -> Transport:

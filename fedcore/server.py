@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from secrets import token_hex
 from types import TracebackType
 from typing import Self
 
 from fedcore import events as ev
+from fedcore.ambition import Best
 from fedcore.clock import Clock
 from fedcore.codec import Codec
 from fedcore.config import ServerConfig
 from fedcore.coordinator import Coordinator
 from fedcore.director import Director
-from fedcore.errors import ConfigError, OutOfStorage, RunFailed
+from fedcore.errors import ConfigError, OutOfStorage, RunFailed, RunSuspended
 from fedcore.evaluation import Evaluations
 from fedcore.events import Event, Observer
 from fedcore.history import History
 from fedcore.hub import Hub
 from fedcore.journal import Diary, Journal
+from fedcore.lane import THREADS, Lanes
 from fedcore.messages import Kind, ServerStatus
 from fedcore.parameters import Parameters
 from fedcore.registry import check_accepts, default_accepts
@@ -46,6 +51,7 @@ class Server:
         codec: what models are sent with: a name, or a codec.
         observers: callables that receive every :class:`~fedcore.events.Event`.
         clock: the time.
+        lanes: makes the threads.
 
     Raises:
         ConfigError: an argument cannot work.
@@ -61,6 +67,7 @@ class Server:
         codec: str | Codec = "safetensors",
         observers: Sequence[Observer] = (),
         clock: Clock | None = None,
+        lanes: Lanes = THREADS,
     ):
         if not isinstance(strategy, Strategy):
             raise ConfigError(f"strategy must be a fedcore.Strategy, not {strategy!r}")
@@ -81,9 +88,11 @@ class Server:
         self.hub = Hub(
             machine, strategy, self.config, codec=own, clock=self._clock, observe=self._observe,
             conclude=lambda: self._director.look(),
-            accepts=default_accepts(own) if named is None else check_accepts(named, own),
+            accepts=default_accepts(own) if named is None else check_accepts(named, own), lanes=lanes,
         )  # fmt: skip
-        self._evaluations = Evaluations(strategy, self._clock, self.config.evaluate_timeout or 600.0, self._evaluated)
+        self._evaluations = Evaluations(
+            strategy, self._clock, self.config.evaluate_timeout or 600.0, self._evaluated, self.hub.wake, lanes
+        )
         self._director = Director(self.hub, strategy, self.config, self._clock, self._evaluations)
         self._listener: Listener | None = None
 
@@ -137,8 +146,13 @@ class Server:
     @property
     def parameters(self) -> Parameters | None:
         """A copy of the current global model, or None if there is none yet."""
-        parameters, spec = self._director.parameters, self._director.spec
+        parameters, spec = self._director.course.parameters, self._director.course.spec
         return None if parameters is None or spec is None else spec.copy(parameters)
+
+    @property
+    def best(self) -> Best | None:
+        """The best model so far, by ``ServerConfig.goal``; None without a goal, or before anything was measured."""
+        return self._director.ambition.best
 
     def wait(self, timeout: float | None = None) -> tuple[History, Parameters]:
         """Wait for the end of the run and return ``(history, final_parameters)``.
@@ -146,9 +160,12 @@ class Server:
         Raises:
             TimeoutError: the run goes on.
             RunFailed: it ended early; :attr:`history` says how far it came.
+            RunSuspended: this server left it to a later one.
         """
         if not self._director.done.wait(timeout):
             raise TimeoutError(f"the run is not over after {timeout} s")
+        if self.hub.suspended:
+            raise RunSuspended("the server left the run, which goes on when one starts with the same state directory")
         if failed := self.hub.coordinator.failed:
             raise RunFailed(f"the run ended after {self.hub.coordinator.progress.committed} committed rounds: {failed}")
         parameters = self.parameters
@@ -163,15 +180,15 @@ class Server:
 
     def stop(self) -> None:
         """End the run if it goes on, tell the clients, and free everything. May be called twice."""
-        if not self.hub.suspended:
-            self.hub.stop("the server was stopped")
-        self._end(grace=1.0)
+        if self.hub.suspended:
+            return self._end(self.config.stop_grace)
+        self.hub.stop("the server was stopped")
+        return self._end(grace=1.0)
 
-    def suspend(self, grace: float = 10.0) -> None:
+    def suspend(self) -> None:
         """Leave the run as it stands, for a later process with the same state directory; clients wait for that.
 
-        Args:
-            grace: seconds that uploads in progress have to be taken in.
+        Uploads in progress have ``stop_grace`` seconds to be taken in.
 
         Raises:
             ConfigError: there is no state directory, so that nothing would be left of the run.
@@ -179,7 +196,7 @@ class Server:
         if self.config.state_dir is None:
             raise ConfigError("a run without a state_dir cannot be suspended: ServerConfig(state_dir=...)")
         self.hub.suspend()
-        self._end(grace)
+        self._end(self.config.stop_grace)
 
     def _end(self, grace: float) -> None:
         if self._director.started:
@@ -188,7 +205,7 @@ class Server:
             self._listener.stop(grace)
         self.hub.close()
         self._evaluations.close()
-        self._director.journal.end()
+        self._director.course.journal.end()
 
     def status(self) -> ServerStatus:
         """Describe how the run stands."""
@@ -211,6 +228,8 @@ class Server:
             work = self.hub.tasks.works.pop((Kind.EVALUATE, event.round), None)
             if work and work.updates:
                 self._evaluations.client_side(event.round, list(work.updates))
+            else:
+                self._director.evaluated(event.round, None, of_clients=True)
         for observer in self._observers:
             try:
                 observer(event)
@@ -221,11 +240,13 @@ class Server:
         if isinstance(event, ev.Evaluated):
             self.hub.metrics.update(event.metrics)
             try:
-                self._director.journal.measure(event.round, event.metrics)
+                self._director.course.journal.measure(event.round, event.metrics)
             except OutOfStorage as error:  # the round stands, and its model can be evaluated again
                 log.warning("the metrics of round %d are not noted: %s", event.round, error)
         self.hub.record(event)
-        self.hub.wake()
+        if isinstance(event, ev.Evaluated | ev.EvaluationFailed):
+            found = event.metrics if isinstance(event, ev.Evaluated) else None
+            self._director.evaluated(event.round, found, of_clients=event.of_clients)
 
 
 def start_server(
@@ -247,13 +268,44 @@ def start_server(
         codec: what models are sent with: a name, or a codec.
         observers: callables that receive every event.
 
+    The signal SIGTERM ends it in good order: with a state directory the server takes in what is on its way, leaves the run
+    to the next server, and the process exits with status 0; without one the run ends, and the clients are told.
+
     Raises:
         ConfigError: an argument cannot work.
+        StateError: the state directory is in use, damaged, or of another run.
         RunFailed: the run ended early.
+        SystemExit: SIGTERM came, and the run can go on later.
     """
     if strategy is None:
         raise ConfigError("start_server needs a strategy, such as FedAvg(initial_parameters=model.state_dict())")
     server = Server(
         server_address, config=config, strategy=strategy, transport=transport, codec=codec, observers=observers
     )
-    return server.run()
+    with _heeding_sigterm(server):
+        try:
+            return server.run()
+        except RunSuspended as error:
+            log.info("%s", error)
+            raise SystemExit(0) from None
+
+
+@contextmanager
+def _heeding_sigterm(server: Server) -> Iterator[None]:
+    """Let SIGTERM end the server in good order; on other threads than the main one signals cannot be had."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_leave, args=(server,), daemon=True).start())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(server: Server) -> None:
+    log.warning("SIGTERM: the server leaves")
+    if server.config.state_dir is None:
+        server.hub.stop("the server was told to end (SIGTERM)")
+    else:
+        server.hub.suspend()

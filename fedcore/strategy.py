@@ -108,6 +108,13 @@ class Strategy(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
 
+    def settings(self) -> dict[str, Any] | None:
+        """Return the arguments that make it compute the same once more, by name: None, bool, int, float, str.
+
+        They are noted with the run, for replaying it. None: there is no saying it in such, as it is unless overridden.
+        """
+        return None
+
 
 def aggregator_of(strategy: Strategy, server_round: int, parameters: Parameters) -> Aggregator:
     """Return a round's aggregator: of ``aggregate_fit`` and ``start_round`` the one overridden lower in the class tree wins."""

@@ -13,7 +13,7 @@ from fedcore.aggregator import Aggregator, Update
 from fedcore.broadcast import Broadcast, Payload
 from fedcore.codec import Codec
 from fedcore.errors import FedcoreError, RemoteError
-from fedcore.lane import Lane
+from fedcore.lane import THREADS, Lane, Lanes
 from fedcore.ledger import Entry
 from fedcore.messages import Assigned, Kind, Task, Traffic, Value, Wait, check_config
 from fedcore.parameters import Parameters, Spec, digest
@@ -68,14 +68,24 @@ class Tasks:
         seed: what the seeds in the clients' configs are drawn from.
         shard_bytes: where payloads are cut.
         delta: what differences to the model before are encoded with; None: none are sent.
+        lanes: makes the lane that encodes.
 
     Attributes:
         works: what each open collection is about.
         traffic: what went over the wire in all.
     """
 
-    def __init__(self, strategy: Strategy, math: Lane, *, seed: int, shard_bytes: int, delta: Codec | None = None):
-        self.broadcast = Broadcast(shard_bytes, delta)
+    def __init__(
+        self,
+        strategy: Strategy,
+        math: Lane,
+        *,
+        seed: int,
+        shard_bytes: int,
+        delta: Codec | None = None,
+        lanes: Lanes = THREADS,
+    ):
+        self.broadcast = Broadcast(shard_bytes, delta, lanes)
         self.works: dict[tuple[Kind, int], Work] = {}
         self.traffic = Traffic()
         self._strategy, self._math, self._seed = strategy, math, seed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from fedcore.extents import check_finite
 from fedcore.failpoints import reach
 from fedcore.intake import receive
 from fedcore.journal import Journal
-from fedcore.lane import Lane
+from fedcore.lane import THREADS, Lane, Lanes
 from fedcore.ledger import Entry
 from fedcore.messages import Kind, Outcome, Submit, Submitted, Traffic, check_metrics, check_num_examples
 from fedcore.parameters import Spec, digest
@@ -69,6 +69,7 @@ class Uploads:
         base: returns the payload with a digest that clients were sent, if it is still known.
         noted: told what went over the wire.
         lend: gives the memory that updates lie in, from the first byte to the end of the sum.
+        lanes: makes the threads that wait for clients and for the disk.
 
     Attributes:
         budget: what the updates in progress may occupy together.
@@ -86,10 +87,11 @@ class Uploads:
         base: Callable[[str], Base | None],
         noted: Callable[[Work, str, Route, Traffic], None],
         lend: Lender,
+        lanes: Lanes = THREADS,
     ):
         self._turn, self._clock, self._math, self._accepts = turn, clock, math, accepts
         self._config, self._base, self._noted, self._lend = config, base, noted, lend
-        self._threads = ThreadPoolExecutor(_THREADS, "fedcore-intake")
+        self._threads = lanes.pool("fedcore-intake", _THREADS)
         self.budget = Budget(config.upload_memory or _LEAST_BUDGET)
         self.journal = Journal()
 

@@ -10,11 +10,12 @@ from statistics import median
 from fedcore import events as ev
 from fedcore.history import History, RoundRecord
 from fedcore.messages import Kind, Status
-from fedcore.observers.units import harmless, span
+from fedcore.observers.units import count, harmless, span
 
 __all__ = ["Board", "Desk", "headline", "problem"]
 
 _PACE_OF = 9  # rounds
+_AWAY = "away"  # it took part before the server was interrupted, and has not come back yet
 
 
 @dataclass
@@ -44,6 +45,8 @@ class Board:
         evaluates: whether rounds are evaluated at all; None while that cannot be known.
         problems: what went wrong lately, oldest first.
         trouble: what the last event said went wrong, or "".
+        paused: says why the run cannot go on at present, or "".
+        resumed: the round that an interrupted run goes on with, in words; "" if it began here.
         over: the end of the run, once it has come.
     """
 
@@ -58,7 +61,7 @@ class Board:
         self.awaiting: set[int] = set()
         self.evaluates: bool | None = None
         self.problems: deque[str] = deque(maxlen=100)
-        self.trouble = ""
+        self.trouble = self.paused = self.resumed = ""
         self.over: ev.RunFinished | None = None
 
     def note(self, event: ev.Event) -> None:
@@ -66,12 +69,13 @@ class Board:
         self.latest = max(self.latest, event.at)
         # after the end clients stop, and late updates are refused: nothing is wrong with that
         self.trouble = problem(event) if self.over is None else ""
-        if self.trouble:
+        if self.trouble and not isinstance(event, ev.RunPaused):
             self.problems.append(self.trouble)
         match event:
             case ev.RunStarted():
-                self.run_id, self.address, self.num_rounds = event.run_id, event.address, event.num_rounds
-                self.started = self.latest = event.at
+                self._start(event)
+            case ev.RunPaused():
+                self.paused = self.trouble
             case ev.RoundOpened():
                 self.current, self.accepted = event, 0
             case ev.RoundCommitted():
@@ -88,6 +92,24 @@ class Board:
                 self._finish(event)
             case _ if self.over is None:
                 self._fold_client(event)
+
+    def _start(self, event: ev.RunStarted) -> None:
+        self.run_id, self.address, self.num_rounds = event.run_id, event.address, event.num_rounds
+        going, self.current = self.current, None  # a round that is taken up again has been opened already
+        for each in event.past:
+            self.note(each)
+        self.trouble = ""
+        for desk in self.clients.values():
+            desk.turn_to(_AWAY)
+        rounds = self.history.rounds
+        self.started, self.latest = event.at - sum(record.seconds for record in rounds), event.at
+        number = rounds[-1].number + 1 if rounds else 1
+        if going and going.round == number:
+            self.current = going
+            self.started -= event.at - going.at
+            self.resumed = f"round {number} ({self.accepted} of {count(going.target, 'update')})"
+        elif event.past and self.committed < self.num_rounds:
+            self.resumed = f"round {number}"
 
     def _fold_client(self, event: ev.Event) -> None:
         match event:
@@ -121,7 +143,7 @@ class Board:
         self.current, self.accepted = None, 0
 
     def _finish(self, event: ev.RunFinished) -> None:
-        self.over, self.current = event, None
+        self.over, self.current, self.paused = event, None, ""
         for desk in self.clients.values():
             if desk.doing != "lost":
                 desk.turn_to("done")
@@ -202,6 +224,8 @@ def problem(event: ev.Event) -> str:
             return f"round {event.round} failed: {harmless(event.reason)}"
         case ev.EvaluationFailed():
             return f"the evaluation of round {event.round} failed: {harmless(event.reason)}"
+        case ev.RunPaused() if event.reason:
+            return f"the run is paused: {harmless(event.reason)}"
         case ev.RunFinished() if event.failed:
             return f"the run ended early: {harmless(event.failed)}"
     return ""

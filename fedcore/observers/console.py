@@ -54,7 +54,7 @@ class Console:
         """Take an event in and show it."""
         if isinstance(event, ev.RunStarted):
             self.close()
-            self._begin()
+            self._begin(event)
         with self._lock:
             self._board.note(event)
             if self._view is not None:
@@ -81,10 +81,12 @@ class Console:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _begin(self) -> None:
+    def _begin(self, event: ev.RunStarted) -> None:
         atexit.register(self.close)  # a terminal must not be left without its cursor
         with self._lock:
-            self._board = Board()
+            before, self._board = self._board, Board()
+            if before.current and (before.over or before.run_id in ("", event.run_id)):  # of a round that is taken up again
+                self._board.note(before.current)
             self._view = self._best_view()
 
     def _best_view(self) -> View:

@@ -32,6 +32,9 @@ class Lines:
         match event:
             case ev.RunStarted():
                 self._write(f"run {event.run_id} at {event.address}, {count(event.num_rounds, 'round')}")
+                self._skip_what_was_shown()
+            case ev.RunPaused() if not event.reason:
+                self._write("the run goes on")
             case ev.Evaluated() if event.round in self._bare and event.metrics:
                 self._bare.discard(event.round)
                 self._write(f"{self._name(event.round)}  {_metrics(event.metrics)}")
@@ -50,6 +53,13 @@ class Lines:
             how = f"ended early, {problem(over).partition(': ')[2]}" if over.failed else "finished"
             took = span(self._board.elapsed(over.at))
             self._write(f"{how}: {count(over.committed, 'round')} in {took}")
+
+    def _skip_what_was_shown(self) -> None:
+        """Leave out the rounds that the process before has written its lines for; one that waited for metrics has none yet."""
+        rounds = self._board.history.rounds
+        self._written = next((at for at, record in enumerate(rounds) if self._board.waits_for(record)), len(rounds))
+        if self._board.resumed:
+            self._write(f"goes on with {self._board.resumed}")
 
     def _catch_up(self, *, everything: bool) -> None:
         rounds = self._board.history.rounds

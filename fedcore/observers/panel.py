@@ -89,13 +89,19 @@ def panel(board: Board, now: float, *, height: int, fancy: bool) -> RenderableTy
         height: the lines there are; clients beyond them are counted instead.
         fancy: whether the terminal knows more than ASCII.
     """
-    problems = list(board.problems)[-_PROBLEMS:]
-    rows = max(3, height - 11 - len(problems))
+    notes = [_note(f"resumed in {board.resumed}", "dim")] if board.resumed else []
+    notes += [_note(problem, "yellow") for problem in list(board.problems)[-_PROBLEMS:]]
+    notes += [_note(board.paused, "bold red")] if board.paused else []
+    rows = max(3, height - 11 - len(notes))
     parts: list[RenderableType] = [_progress(board, now), Text(), _clients(board, rows), Text(), _figures(board, fancy)]
-    if problems:
-        parts += [Text(), *(Text(text, style="yellow", no_wrap=True, overflow="ellipsis") for text in problems)]
+    if notes:
+        parts += [Text(), *notes]
     title = Text.assemble((" fedcore ", "bold"), (f"{board.run_id}  {board.address} ", "dim"))
     return Panel(Group(*parts), box=ROUNDED, title=title, title_align="left", border_style="dim", padding=(0, 1))
+
+
+def _note(text: str, style: str) -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _progress(board: Board, now: float) -> RenderableType:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 
-__all__ = ["count", "harmless", "metric", "natural", "size", "span", "sparkline"]
+__all__ = ["count", "harmless", "metric", "natural", "size", "span", "sparkline", "table"]
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _LONGEST_TEXT = 160
@@ -77,6 +78,18 @@ def harmless(text: str) -> str:
     """
     shown = "".join(c if c.isprintable() else " " for c in text)
     return shown if len(shown) <= _LONGEST_TEXT else f"{shown[: _LONGEST_TEXT - 3]}..."
+
+
+def table(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """Return rows as lines whose columns are aligned: to the right, as numbers are, but for those numbered in ``left``.
+
+    >>> table([("client", "sent"), ("a", "9")], left=[0])
+    ['client  sent', 'a          9']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:{'<' if at in left else '>'}{widths[at]}}" for at, cell in enumerate(row)).rstrip() for row in rows
+    ]
 
 
 def natural(name: str) -> tuple[str, int, str]:

@@ -77,6 +77,15 @@ class FedAvg(Strategy):
             return None
         return FedAvgAggregator(weighting=self.weighting, max_share=self.max_share).aggregate(results)
 
+    def settings(self) -> dict[str, Any] | None:
+        """Return the arguments that rounds depend on; None if the weighting is a function, which cannot be noted."""
+        if callable(self.weighting):
+            return None
+        return {
+            "min_fit_clients": self.min_fit_clients, "clients_per_round": self.clients_per_round,
+            "weighting": self.weighting, "max_share": self.max_share,
+        }  # fmt: skip
+
     @property
     def evaluates(self) -> bool:
         """Whether there is an ``evaluate_fn``."""

@@ -146,5 +146,8 @@ def test_nothing_is_left_out():
         "state_dir": "test_resume.py",
         "durability": "test_resume.py",
         "keep_updates": "test_replay.py",
+        "initial_model": "test_goal.py",
+        "goal": "test_goal.py",
+        "max_run_time": "test_goal.py",
     }
     assert {field.name for field in fields(ServerConfig)} == here | elsewhere.keys()

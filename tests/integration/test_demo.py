@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from fedcore.data.digits import DigitsModel, evaluate, load_digits
 from fedcore.demo import Options, run, summary
 from fedcore.errors import ConfigError, MissingDependency
+from fedcore.replay import look
 
 COMMAND = [sys.executable, "-m", "fedcore", "demo", "--rounds", "3", "--clients", "2"]
 
@@ -99,7 +100,36 @@ def test_it_needs_scikit_learn(monkeypatch, tmp_path):
         run(Options(out=os.fspath(tmp_path)))
 
 
-@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"clients": 1}, {"alpha": 0.0}, {"seed": -1}])
+def test_the_server_is_killed_and_the_run_goes_on_to_the_same_model(demo, tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "ledger.db").write_text("of an earlier run")
+    command = [*COMMAND, "--kill-server-at-round", "2", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    killed = lines.index("The server was killed in round 2. Another process takes its place; the clients stay.")
+    assert re.fullmatch(r"run run-\w+ at 127.0.0.1:\d+, 3 rounds", lines[killed + 1])
+    assert lines[killed + 1] == next(line for line in lines if line.startswith("run run-"))
+    assert re.fullmatch(r"goes on with round 2 \([12] of 2 updates\)", lines[killed + 2])
+    assert [line[:9] for line in lines if re.match(r"round \d/", line)] == ["round 1/3", "round 2/3", "round 3/3"]
+    assert "  server     killed in round 2, and started again" in lines
+    record, without = (json.loads((folder / "history.json").read_text()) for folder in (tmp_path, demo[1]))
+    assert [each["digest"] for each in record["rounds"]] == [each["digest"] for each in without["rounds"]]
+    assert all(each["accepted"] == ["client-1", "client-2"] for each in record["rounds"])
+    assert record["clients"] == without["clients"]
+    logs = ["client-1.log", "client-2.log", "server-again.log", "server.log"]
+    made = ["history.json", "history.png", "model.safetensors", "state"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(logs + made)
+    assert [page.state for page in look(tmp_path / "state").pages()] == ["committed"] * 4
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rounds": 0}, {"clients": 1}, {"alpha": 0.0}, {"seed": -1}, {"kill_server_at_round": 0},
+        {"rounds": 3, "kill_server_at_round": 4},
+    ],
+)  # fmt: skip
 def test_options_that_make_no_sense(wrong):
     with pytest.raises(ConfigError):
         Options(**wrong)

@@ -38,7 +38,10 @@ def ends_with(code, *arguments):
     assert info.value.code == code
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["demo", "--help"], ["status", "--help"], ["list", "--help"]])
+COMMANDS = ("demo", "status", "runs", "replay", "list")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)])
 def test_help_does_not_import_torch(arguments):
     code = (
         "import sys\n"
@@ -76,6 +79,12 @@ class TestMistakes:
             (["demo", "--clients", "1"], "fedcore demo: error: the demo needs at least 2 clients, not 1"),
             (["demo", "--alpha", "nan"], "fedcore demo: error: alpha must be a number above 0, not nan"),
             (["demo", "--seed", "-1"], "fedcore demo: error: the seed must be at least 0, not -1"),
+            (
+                ["demo", "--kill-server-at-round", "21"],
+                "fedcore demo: error: the server can be killed in a round from 1 to 20, not 21",
+            ),
+            (["runs"], "the following arguments are required: DIR"),
+            (["replay", "--verify"], "the following arguments are required: DIR"),
         ],
     )
     def test_in_the_command_line_exit_with_2(self, arguments, says, capsys):

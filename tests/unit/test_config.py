@@ -14,6 +14,7 @@ TIMES = ["round_timeout", "heartbeat_interval", "heartbeat_timeout"]
 TIMES_FROM_ZERO = ["start_wait", "evaluate_timeout", "stop_grace"]
 OTHERS = [  # None, or checked where they are used
     "accept_codecs", "policy", "upload_memory", "delta_codec", "map_folder", "state_dir", "durability",
+    "initial_model", "goal", "max_run_time",
 ]  # fmt: skip
 
 
@@ -67,6 +68,15 @@ def test_what_is_kept_needs_a_place():
     with pytest.raises(ConfigError, match="durability 'update'"):
         ServerConfig(keep_updates=1, state_dir="x", durability="round")
     assert ServerConfig(keep_updates=1, state_dir="x").keep_updates == 1
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, True, "3"])
+def test_a_limit_of_time_is_above_zero_or_none(value):
+    refused("max_run_time", value)
+
+
+def test_a_goal_is_a_goal():
+    refused("goal", "loss")
 
 
 def test_durability_is_one_of_two():

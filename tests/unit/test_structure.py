@@ -14,16 +14,17 @@ ROWS = [
     {"errors", "parameters", "messages", "shards", "pool", "views", "extents"},
     {
         "codec", "transport", "client", "aggregator", "fixedpoint", "strategy", "policy", "registry", "security", "config",
-        "events", "history", "compression", "tensorwise", "blockwise", "durable",
+        "events", "history", "compression", "tensorwise", "blockwise", "durable", "goal",
     },
     {"coordinator", "round", "rounds", "roster", "phase", "progress"},
     {
-        "hub", "parking", "director", "reception", "tasks", "uploads", "intake", "broadcast", "evaluation", "server", "link", "outbox",
-        "worker", "lane", "clock", "testing", "cores", "mapped", "budget", "turns", "journal", "packing", "ledger", "database",
-        "blobs", "failpoints",
+        "hub", "parking", "reception", "director", "course", "ambition", "tasks", "uploads", "intake", "broadcast",
+        "evaluation",
+        "server", "link", "outbox", "worker", "lane", "clock", "testing", "cores", "mapped", "budget", "turns", "journal",
+        "packing", "ledger", "database", "replay", "blobs", "failpoints",
     },
     set(SHELVES),
-    {"cli", "demo", "demo_roles", "children", "__main__"},
+    {"cli", "demo", "demo_roles", "children", "state_commands", "__main__"},
 ]  # fmt: skip
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 

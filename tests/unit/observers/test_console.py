@@ -54,11 +54,21 @@ def finished(at=112.3, committed=20, failed=""):
     return ev.RunFinished(at=at, committed=committed, failed=failed)
 
 
-def lines(*events, started=STARTED, close=True):
-    """Return what a plain console writes for some events."""
+def accepted(number, client, count, examples=7):
+    facts = {"kind": Kind.FIT, "client_id": client, "num_examples": examples, "accepted": count, "target": 2}
+    return ev.UpdateAccepted(at=100.0, round=number, **facts)
+
+
+def resumed(*past, rounds=20):
+    """Return the start of a run that goes on."""
+    return ev.RunStarted(at=200.0, run_id="run-1", address="127.0.0.1:5", num_rounds=rounds, past=past)
+
+
+def lines(*events, started=STARTED, close=True, before=()):
+    """Return what a plain console writes for some events, but for the first line."""
     stream = io.StringIO()
     with Console(stream) as console:
-        for event in (started, *events):
+        for event in (*before, started, *events):
             console(event)
         if not close:
             return stream.getvalue().splitlines()[1:]
@@ -168,6 +178,84 @@ class TestLines:
             "run run-1 at 127.0.0.1:5, 20 rounds",
             "round  1/20  2 clients  0.31 s  1.2 MB",
         ]
+
+
+SIX = [event for number in range(1, 7) for event in (accepted(number, "a", 1), committed(number), evaluated(number))]
+
+
+class TestARunThatGoesOn:
+    def test_rounds_that_were_shown_before_are_not_shown_again(self):
+        written = lines(committed(7), evaluated(7), started=resumed(*SIX, accepted(7, "a", 1)), before=[opened(7)], close=False)
+        assert written == [
+            "goes on with round 7 (1 of 2 updates)",
+            "round  7/20  loss 0.412  accuracy 0.887  2 clients  0.31 s  1.2 MB",
+        ]
+
+    def test_between_two_rounds(self):
+        assert lines(started=resumed(*SIX)) == ["goes on with round 7"]
+
+    def test_in_the_first_round(self):
+        assert lines(started=resumed(), before=[opened(1)]) == ["goes on with round 1 (0 of 2 updates)"]
+
+    def test_a_round_that_waited_for_its_metrics_had_no_line_yet(self):
+        written = lines(evaluated(6), started=resumed(*SIX[:-1]), close=False)
+        assert written == ["goes on with round 7", "round  6/20  loss 0.412  accuracy 0.887  2 clients  0.31 s  1.2 MB"]
+
+    def test_a_round_that_failed_before_stays_failed(self):
+        assert lines(committed(7), evaluated(7), started=resumed(*SIX[:-3], failed(6))) == [
+            "goes on with round 7",
+            "round  7/21  loss 0.412  accuracy 0.887  2 clients  0.31 s  1.2 MB",
+        ]
+
+    def test_a_run_that_was_complete_does_not_go_on(self):
+        assert lines(finished(at=200.5, committed=6), started=resumed(*SIX, rounds=6)) == ["finished: 6 rounds in 2.35 s"]
+
+    def test_history_clients_curves_and_time_are_whole(self):
+        board = Board()
+        for event in (opened(7, at=199.0), resumed(*SIX, accepted(7, "a", 1), accepted(7, "b", 2, 9))):
+            board.note(event)
+        assert [record.number for record in board.history.rounds] == [1, 2, 3, 4, 5, 6]
+        assert {name: (desk.updates, desk.examples) for name, desk in board.clients.items()} == {"a": (7, 7), "b": (1, 9)}
+        assert len(board.curves()["loss"]) == 6
+        assert (board.current.round, board.accepted, board.awaiting) == (7, 2, set())
+        assert board.elapsed(201.0) == pytest.approx(6 * 0.308 + 2.0)
+        assert not board.trouble
+
+    def test_clients_are_away_until_they_are_back(self):
+        board = Board()
+        for event in (resumed(*SIX, accepted(7, "b", 1)), ev.ClientRegistered(at=201.0, client_id="a")):
+            board.note(event)
+        assert {name: desk.doing for name, desk in board.clients.items()} == {"a": "idle", "b": "away"}
+
+    def test_on_the_panel(self):
+        board = Board()
+        for event in (opened(7, at=199.0), resumed(*SIX, accepted(7, "a", 1))):
+            board.note(event)
+        stream = io.StringIO()
+        Rich(file=stream, width=100, color_system=None).print(panel(board, 201.0, height=30, fancy=True))
+        assert "round  7 of 20  1 of 2 updates" in stream.getvalue()
+        assert "resumed in round 7 (1 of 2 updates)" in stream.getvalue()
+
+    @pytest.mark.parametrize("first", [[STARTED, opened(7)], [STARTED, opened(7), finished()], []])
+    def test_in_one_console_with_the_process_before(self, first):
+        written = lines(opened(7), resumed(*SIX), committed(7), evaluated(7), started=STARTED, before=first)
+        assert written[-3:][:2] == ["run run-1 at 127.0.0.1:5, 20 rounds", "goes on with round 7 (0 of 2 updates)"]
+
+    def test_another_run_does_not_take_over_the_round_of_a_run_that_was_left(self):
+        another = ev.RunStarted(at=300.0, run_id="run-2", address="x", num_rounds=1)
+        assert lines(opened(1), another)[-1] == "run run-2 at x, 1 round"
+
+
+class TestPauses:
+    PAUSED, ON = ev.RunPaused(at=1.0, reason="the disk\nis full"), ev.RunPaused(at=2.0, reason="")
+
+    def test_lines(self):
+        assert lines(self.PAUSED, self.ON) == ["the run is paused: the disk is full", "the run goes on"]
+
+    def test_on_the_panel_it_is_gone_when_it_is_over(self):
+        assert "the run is paused: the disk is full" in drawn(self.PAUSED)
+        assert "paused" not in drawn(self.PAUSED, self.ON)
+        assert "paused" not in drawn(self.PAUSED, finished())
 
 
 class TestPanel:
