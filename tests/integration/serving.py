@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from fedcore import FedAvg, Server, ServerConfig, digest, events
+from fedcore import FedAvg, ServerConfig, digest, events, start_server
 
 MODEL = {"w": torch.zeros(20_000), "n": torch.tensor(0)}
 
@@ -25,6 +25,8 @@ def note(event):
             say("accepted", event.round, event.client_id)
         case events.RoundCommitted():
             say("committed", event.round, event.digest)
+        case events.ClientLost():
+            say("lost", event.client_id)
         case events.RunPaused():
             say("paused", event.reason or "no more")
 
@@ -33,8 +35,8 @@ def main(folder, address, settings):
     torch.set_num_threads(1)
     strategy = FedAvg(MODEL, lambda number, _: (float(number), {}), min_fit_clients=3, clients_per_round=3)
     wanted = {"num_rounds": 4, "heartbeat_interval": 0.2, "heartbeat_timeout": 20.0, "stop_grace": 2.0, **json.loads(settings)}
-    with Server(address, config=ServerConfig(state_dir=folder, **wanted), strategy=strategy, observers=[note]) as server:
-        history, final = server.wait()
+    config = ServerConfig(state_dir=folder, **wanted)
+    history, final = start_server(address, config, strategy, observers=[note])
     say("digest", digest(final), len(history.rounds), *(f"{record.metrics.get('loss')}" for record in history.rounds))
 
 

@@ -93,7 +93,10 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+MANY = [pytest.param(name, marks=pytest.mark.slow) if name[:4] == "bit-" and name > "bit-13" else name for name in DAMAGES]
+
+
+@pytest.mark.parametrize("damage", MANY)
 def test_f16_the_run_goes_on_from_the_model_before(folder, damage, caplog):
     before, newest = models(folder)[-2:]
     DAMAGES[damage](newest, before)

@@ -26,7 +26,7 @@ POINTS = [
     "gc.blob_delete",
 ]  # fmt: skip
 ONCE = {"ledger.before_rename", "run.before", "run.after"}  # passed once in a run
-QUICK = {("upd.before_row", 2), ("upd.before_ack", 5), ("close.after_commit", 1), ("agg.done", 2), ("commit.before", 3)}
+QUICK = {("upd.before_ack", 2), ("close.after_commit", 1), ("commit.before", 3)}
 EACH = [(point, when) for point in POINTS for when in ((1,) if point in ONCE else (1, 2, 3))]
 
 
@@ -53,11 +53,11 @@ def free_port():
 class Site:
     """A server process that may be started again at the same address, and three clients that stay."""
 
-    def __init__(self, folder, **settings):
+    def __init__(self, folder, *, clients=3, **settings):
         self.folder, self.settings = folder, settings
         self.address = f"127.0.0.1:{free_port()}"
         self.wire = Recorder(Grpc(transfer=TransferPolicy(mode="stream")))
-        self.clients = [Moves(number) for number in range(3)]
+        self.clients = [Moves(number) for number in range(clients)]
         self.failures, self.lines = [], []
         self.threads = [threading.Thread(target=self.work, args=(client,)) for client in self.clients]
         for thread in self.threads:
@@ -69,13 +69,27 @@ class Site:
         except Exception as error:
             self.failures.append(error)
 
-    def serve(self, plan=""):
-        """Run a server to its end, and return its exit status and what it said."""
+    def launch(self, plan=""):
+        """Start a server."""
         environment = {**os.environ, "FEDCORE_FAILPOINTS": plan, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, HERE / "serving.py", self.folder, self.address, json.dumps(self.settings)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
-        self.lines = done.stdout.splitlines()
-        return done.returncode, done.stderr
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def serve(self, plan=""):
+        """Run a server to its end, and return its exit status and what it said."""
+        server = self.launch(plan)
+        out, errors = server.communicate(timeout=60)
+        self.lines = out.splitlines()
+        return server.returncode, errors
+
+    def until(self, server, words):
+        """Wait until a server says something that begins like this."""
+        said = []
+        for line in server.stdout:
+            said.append(line.strip())
+            if line.startswith(words):
+                return said
+        raise AssertionError(f"the server ended after {said}: {server.stderr.read()}")
 
     def leave(self):
         for thread in self.threads:
@@ -104,7 +118,7 @@ def cases():
 
 @pytest.mark.parametrize(("point", "when"), list(cases()))
 def test_f1_killed_at_any_point_the_run_ends_with_the_same_bits(tmp_path, control, point, when):
-    site = Site(tmp_path / "state", keep_updates=10)
+    site = Site(tmp_path / "state", keep_updates=0 if point.startswith("gc") else 10)
     code, errors = site.serve(f"{point}=kill@{when}")
     assert code == -signal.SIGKILL, errors
     code, errors = site.serve()
@@ -130,7 +144,10 @@ def test_killed_again_and_again(tmp_path, control):
     assert check_state(tmp_path / "state", site.wire.told, quorum=3, most=3).faults == []
 
 
-@pytest.mark.parametrize("point", ["upd.before_ack", "quorum.reached", "commit.before"])
+HELD = ["commit.before", *(pytest.param(each, marks=pytest.mark.slow) for each in ("upd.before_ack", "quorum.reached"))]
+
+
+@pytest.mark.parametrize("point", HELD)
 def test_where_only_rounds_are_durable_clients_send_again_what_they_hold(tmp_path, control, point):
     site = Site(tmp_path / "state", durability="round")
     code, errors = site.serve(f"{point}=kill@2")
@@ -139,4 +156,73 @@ def test_where_only_rounds_are_durable_clients_send_again_what_they_hold(tmp_pat
     site.leave()
     assert code == 0, errors
     assert site.outcome == control
+    assert all(client.trained == [1, 2, 3, 4] for client in site.clients)
+
+
+SLOW = pytest.mark.slow
+MOMENTS = ["accepted 2", *(pytest.param(each, marks=SLOW) for each in ("started", "opened 2", "committed 2"))]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_f23_told_to_end_a_server_leaves_the_run_to_the_next(tmp_path, control, moment):
+    site = Site(tmp_path / "state")
+    server = site.launch()
+    site.until(server, moment)
+    server.terminate()
+    server.communicate(timeout=20)
+    assert server.returncode == 0
+    code, errors = site.serve()
+    site.leave()
+    assert code == 0, errors
+    assert site.outcome == control
+    assert all(client.trained == [1, 2, 3, 4] for client in site.clients)
+
+
+def test_f6_a_server_that_stands_still_holds_that_against_nobody(tmp_path, control):
+    """The clients beat five times a second, and are given up after one; the server is stopped for three."""
+    site = Site(tmp_path / "state", heartbeat_timeout=1.0)
+    server = site.launch("quorum.reached=pause@2")  # somebody is always there to wake up to
+    said = site.until(server, "opened 2")
+    server.send_signal(signal.SIGSTOP)
+    threading.Event().wait(3.0)
+    server.send_signal(signal.SIGCONT)
+    out, errors = server.communicate(timeout=60)
+    site.leave()
+    assert server.returncode == 0, errors
+    lines = [*said, *out.splitlines()]
+    assert not [line for line in lines if line.startswith("lost")]
+    assert lines[-1].split() == control
+
+
+def test_f22_a_second_server_is_refused_by_its_folder_and_by_its_port(tmp_path):
+    first, second = Site(tmp_path / "state", clients=0), Site(tmp_path / "state", clients=0)
+    server = first.launch()
+    first.until(server, "started")
+    code, errors = second.serve()
+    assert code == 1
+    assert "in use by another process" in errors
+    second.folder, second.address = tmp_path / "another", first.address
+    code, errors = second.serve()
+    assert code == 1
+    assert "it is taken" in errors
+    server.terminate()
+    server.communicate(timeout=20)
+    assert server.returncode == 0
+
+
+FULL = ["upd.before_fsync", "commit.before", *(
+    pytest.param(each, marks=SLOW) for each in ("upd.before_row", "ckpt.before_fsync", "round.before_open")
+)]
+
+
+@pytest.mark.parametrize("point", FULL)
+def test_f14_a_full_disk_holds_the_run_up_and_nothing_is_lost(tmp_path, control, point):
+    site = Site(tmp_path / "state")
+    code, errors = site.serve(f"{point}=raise@2")
+    site.leave()
+    assert code == 0, errors
+    assert site.outcome == control
+    held_up = [line for line in site.lines if line.startswith("paused")]
+    assert len(held_up) == (0 if point.startswith("upd") else 2)  # a client waits, or the whole run does
+    assert check_state(tmp_path / "state", site.wire.told, quorum=3, most=3).faults == []
     assert all(client.trained == [1, 2, 3, 4] for client in site.clients)
