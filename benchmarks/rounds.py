@@ -1,6 +1,6 @@
 """Time and memory of a round over real gRPC between real processes, beside the floor of bare streams in the same run.
 
-benchmarks/rounds.py [--megabytes N] [--tensors T] [--clients K] [--rounds R] [--codec NAME] [--uploads U] [--no-floor]
+benchmarks/rounds.py [--megabytes N] [--tensors T] [--clients K] [--rounds R] [--codec NAME] [--uploads U] [--durability D] [--no-floor]
 
 Clients add a constant, so a round is transfer, checks, the exact sum, and waiting. A round is timed on the server, from commit
 to commit; the first is a warm-up. The floor runs before and after, never at the same time. Memory is the peak of RssAnon +
@@ -44,7 +44,7 @@ def idle():
     return occupied()
 
 
-def server(address_file, megabytes, tensors, clients, rounds, codec, at_once):
+def server(address_file, megabytes, tensors, clients, rounds, codec, at_once, durability="none"):
     import fedcore
     from fedcore.events import RoundCommitted, RunFinished
 
@@ -57,6 +57,8 @@ def server(address_file, megabytes, tensors, clients, rounds, codec, at_once):
             over.set()
 
     settings = {"upload_memory": int(at_once * megabytes * 1_000_000)} if at_once else {}
+    if durability != "none":
+        settings |= {"durability": durability, "state_dir": str(Path(address_file).with_name("state"))}
     strategy = fedcore.FedAvg(model_of(megabytes, tensors), min_fit_clients=clients, clients_per_round=clients)
     config = fedcore.ServerConfig(num_rounds=rounds, heartbeat_timeout=600.0, **settings)
     with fedcore.Server("127.0.0.1:0", config=config, strategy=strategy, codec=codec, observers=[note]) as running:
@@ -128,7 +130,7 @@ def fedcore_rounds(options):
         address = Path(folder, "address")
         with Watch(lambda: [process.pid for process in launched], 0.005 if options.megabytes >= 50 else 1.0) as watch:
             numbers = (size, options.tensors, options.clients, options.rounds + 1)
-            first = launch(HERE, "server", address, *numbers, options.codec, options.uploads)
+            first = launch(HERE, "server", address, *numbers, options.codec, options.uploads, options.durability)
             wait_for(address, first)
             others = [launch(HERE, "client", address.read_text(), *numbers[:2], f"client-{i}") for i in range(options.clients)]
             result = answer(first, others)
@@ -165,6 +167,7 @@ def main():
     parser.add_argument("--rounds", type=int, help="default: 50 below 50 MB, 7 below 500 MB, else 5")
     parser.add_argument("--codec", default="safetensors")
     parser.add_argument("--uploads", type=int, default=0, help="models that updates may occupy; default: ServerConfig's")
+    parser.add_argument("--durability", choices=["none", "update", "round"], default="none", help="with a state directory")
     parser.add_argument("--no-floor", action="store_true")
     options = parser.parse_args()
     options.rounds = options.rounds or (50 if options.megabytes < 50 else 7 if options.megabytes < 500 else 5)
@@ -183,6 +186,8 @@ def main():
         "all_GB": rounded(result["all"] / 1e9),
         "encodings_per_round": rounded(result["encodings"] / (options.rounds + 1)),
     }  # fmt: skip
+    if options.durability != "none":
+        line["durability"] = options.durability
     if options.uploads:
         line["uploads"] = options.uploads
     if before:
@@ -194,7 +199,7 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["server"]:
-        server(sys.argv[2], *map(int, sys.argv[3:7]), sys.argv[7], int(sys.argv[8]))
+        server(sys.argv[2], *map(int, sys.argv[3:7]), sys.argv[7], int(sys.argv[8]), sys.argv[9])
     elif sys.argv[1:2] == ["client"]:
         client(sys.argv[2], *map(int, sys.argv[3:5]), sys.argv[5])
     else:
