@@ -129,6 +129,7 @@ class Director:
         with self.hub.turn() as machine:
             machine.resume(past.run_id, number=past.number, digest=past.digest, outcomes=past.outcomes)
             machine.roster.remember(past.clients)
+        self.hub.reception.noted = dict(past.clients)
         if past.page is not None:
             self._reopen(past)
         best = self.ambition.recall(past.events, self.course.journal.model)
@@ -252,12 +253,18 @@ class Director:
         self.hub.flush_events()
         with self.hub.condition:
             while self._evaluations.pending:
-                self._wait()
-                self._evaluations.overdue(self._clock.now())
+                self._linger()
             until = self._clock.now() + self._config.stop_grace
             while self.hub.coordinator.roster.untold and self._clock.now() < until:
-                self._wait(until)
+                self._linger(until)
         self.hub.flush_events()
+
+    def _linger(self, until: float | None = None) -> None:
+        """Wait until something happens; leases and evaluations end meanwhile, as ever."""
+        self._wait(until)
+        with self.hub.turn() as machine:
+            machine.tick(self._clock.now())
+            self._evaluations.overdue(self._clock.now())
 
     def evaluated(self, number: int, metrics: Mapping[str, float] | None, *, of_clients: bool) -> None:
         """Learn what an evaluation found, or (None) that it found nothing."""

@@ -39,6 +39,7 @@ class Reception:
         routes: how each client is reached.
         delta: what differences are sent with, or None.
         journal: where processes are noted.
+        noted: by client, the processes that are.
         noting: the lane that waits for the disk.
     """
 
@@ -52,6 +53,7 @@ class Reception:
         lanes: Lanes = THREADS,
     ):
         self.routes: dict[str, Route] = {}
+        self.noted: dict[str, list[str]] = {}
         self.delta = delta_codec(config.delta_codec)
         self.journal, self.noting = Journal(), lanes.lane("fedcore-noting")
         self._turn, self._clock, self._codec, self._accepts = turn, clock, codec, accepts
@@ -76,7 +78,6 @@ class Reception:
         delta = self._delta_for(message) if down else ""
         with self._turn() as coordinator:
             roster, name = coordinator.roster, message.client_id
-            before = roster.processes(name)
             session = coordinator.register(
                 name, token_hex(16), instance=message.instance, evaluates=message.evaluates, now=self._clock.now()
             )
@@ -87,8 +88,8 @@ class Reception:
         codec = up.name if up else REFERENCE
         keeps = self.journal.lasting and not self.journal.each_update
         welcome = Reply(Registered(session, codec, interval, self._lease, delta, keeps))
-        if self.journal.lasting and processes != before:  # on the disk first: an older process must not come back
-            self.noting.send(self._note, name, processes, welcome, future)
+        if self.journal.lasting and processes != self.noted.get(name):  # on the disk first: no older one must come back
+            self.noting.send(self._note, name, welcome, future)
         else:
             answer(future, welcome)
 
@@ -96,11 +97,15 @@ class Reception:
         """Return how many seconds apart beats should be: as configured, and further apart when there are very many clients."""
         return max(self._interval, min(population / _BEATS_AT_ONCE, self._lease / 3))
 
-    def _note(self, name: str, processes: list[str], welcome: Reply, future: Future[Reply]) -> None:
+    def _note(self, name: str, welcome: Reply, future: Future[Reply]) -> None:
+        with self._turn() as coordinator:
+            processes = coordinator.roster.processes(name)  # of now: what is noted later is never older
         try:
-            self.journal.join(name, processes)
+            if processes != self.noted.get(name):
+                self.journal.join(name, processes)
         except FedcoreError as error:
             return fail(future, error)
+        self.noted[name] = processes
         return answer(future, welcome)
 
     def _delta_for(self, message: Register) -> str:

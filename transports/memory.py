@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 
 from fedcore.errors import AddressError, ConnectionLost, DeadlineExceeded
@@ -78,6 +78,7 @@ class _Listener(Listener):
         with _lock:
             if _listeners.get(self._address) is self:
                 del _listeners[self._address]
+        wait(list(self._open), timeout=grace)
         for future in list(self._open):
             future.cancel()
 

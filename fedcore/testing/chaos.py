@@ -24,7 +24,7 @@ How: TypeAlias = Literal["close", "reset", "hang"]
 _WAYS = {"up": ("up",), "down": ("down",), "both": ("up", "down")}
 _PIECE = 1 << 16
 _PIECES = 16  # under way in one direction of a connection
-_TICK = 0.01  # seconds that bandwidth is dealt out for at a time
+_TICK = 0.01  # seconds: the shortest rest; the loop cannot sleep for microseconds
 _PATIENCE = 10.0  # seconds to reach the server
 _ABORT = struct.pack("ii", 1, 0)  # with this SO_LINGER, close() resets the connection
 
@@ -74,27 +74,23 @@ class Proxy(AbstractContextManager["Proxy"]):
         host, _, port = upstream.rpartition(":")
         if not host or not port.isdecimal():
             raise ConfigError(f"upstream {upstream!r} is not host:port")
-        self._upstream = host, int(port)
-        door = socket.create_server(("127.0.0.1", 0))
-        self._here = door.getsockname()
-        self.address = "{}:{}".format(*self._here)
+        self._upstream, self._here = (host, int(port)), ("127.0.0.1", 0)
         self.connections, self.passed, self.log = 0, {"up": 0, "down": 0}, list[Incident]()
         self._news, self._changed = threading.Condition(), asyncio.Event()
         self._rules, self._cuts = {"up": _Rules(), "down": _Rules()}, list[_Cut]()
         self._random = random.Random(seed)  # noqa: S311 - a schedule, no secret
         self._open: dict[_Connection, asyncio.Task[None]] = {}
-        self._door: asyncio.Task[None] | None = None
+        self._door: socket.socket | None = None
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=f"fedcore-chaos-{self._here[1]}", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"fedcore-chaos-{upstream}", daemon=True)
         self._thread.start()
-        self._call(self._let_in(door))
+        self._call(self._let_in())
+        self.address = "{}:{}".format(*self._here)
 
     def wait_for(self, met: Callable[[], bool], timeout: float) -> bool:
         """Wait until ``met()``, which may look at the attributes; returns whether it was within ``timeout`` seconds."""
         with self._news:
             return self._news.wait_for(met, timeout)
-
-    # --- faults ---
 
     def cut(self, after: int, how: How = "close", *, times: int | None = None, direction: Direction = "both") -> None:
         """Cut connections when ``after`` more bytes of them have passed, new ones from their first byte on.
@@ -196,24 +192,25 @@ class Proxy(AbstractContextManager["Proxy"]):
 
         self._call(begin())
 
-    async def _let_in(self, door: socket.socket | None = None) -> None:
+    async def _let_in(self) -> None:
         if self._door is None:
-            self._door = self._loop.create_task(self._accept(door or socket.create_server(self._here)))
+            self._door = socket.create_server(self._here)
+            self._here = self._door.getsockname()
+            self._door.setblocking(False)
+            self._loop.add_reader(self._door, self._accept, self._door)
 
     async def _keep_out(self) -> None:
         if self._door is not None:
-            self._door.cancel()
-            await asyncio.wait([self._door])
+            self._loop.remove_reader(self._door)
+            self._door.close()
             self._door = None
 
-    async def _accept(self, door: socket.socket) -> None:
-        with door:
-            door.setblocking(False)
-            while True:
-                client, _ = await self._loop.sock_accept(door)
-                self._note(accepted=1)
-                connection = _Connection(self, client, self._random.random())
-                self._open[connection] = self._loop.create_task(connection.run(self._upstream))
+    def _accept(self, door: socket.socket) -> None:
+        with suppress(OSError):  # it has gone meanwhile
+            client, _ = door.accept()
+            self._note(accepted=1)
+            connection = _Connection(self, client, self._random.random())
+            self._open[connection] = self._loop.create_task(connection.run(self._upstream))
 
     def _stir(self) -> None:
         self._changed.set()
@@ -314,7 +311,7 @@ class _Pipe:
         self._jitter, self._bits = random.Random(f"{seed} {way} late"), random.Random(f"{seed} {way} bits")  # noqa: S311
         self._queue: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue(_PIECES)
         self._run, self._flip, self._mask = range(0), -1, 0  # a run of bytes, which of them changes, and which bit of it
-        self.way, self.passed, self.ended = way, 0, False
+        self.way, self.passed, self.ended, self._owed = way, 0, False, 0.0
 
     @property
     def _rules(self) -> _Rules:
@@ -372,7 +369,9 @@ class _Pipe:
                 return None
             view = view[sent:]
             self._count(sent)
-            await asyncio.sleep(max(self._rules.delay, sent / self._rules.bandwidth))
+            self._owed += max(self._rules.delay, sent / self._rules.bandwidth)
+            rest, self._owed = (self._owed, 0.0) if self._owed >= _TICK else (0.0, self._owed)
+            await asyncio.sleep(rest)
         return data
 
     def _draw(self) -> None:

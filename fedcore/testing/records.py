@@ -10,12 +10,12 @@ import json
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedcore.messages import Message, Submit, Submitted
+from fedcore.messages import Kind, Message, Submit, Submitted
 from fedcore.transport import Body, Connection, Handler, Listener, Reply, Transport
 
 
@@ -30,6 +30,14 @@ class Told:
     digest: str
     num_examples: int
     outcome: str
+
+    @classmethod
+    def of(cls, submit: Submit, submitted: Submitted) -> Told:
+        """Return what a client was told."""
+        return cls(
+            submit.task_id, submit.session.client_id, submit.round, submit.attempt_id, submit.digest, submit.num_examples,
+            submitted.outcome.value,
+        )  # fmt: skip
 
 
 class Recorder(Transport):
@@ -58,12 +66,7 @@ class Recorder(Transport):
     def note(self, submit: Submit, submitted: Submitted) -> None:
         """Write down an answer."""
         with self._lock:
-            self.told.append(
-                Told(
-                    submit.task_id, submit.session.client_id, submit.round, submit.attempt_id, submit.digest,
-                    submit.num_examples, submitted.outcome.value,
-                )
-            )  # fmt: skip
+            self.told.append(Told.of(submit, submitted))
 
 
 class _Recorded(Connection):
@@ -108,22 +111,46 @@ def check_state(folder: str | Path, told: Iterable[Told] = (), *, quorum: int = 
         quorum: the fewest updates of a round.
         most: the most.
     """
-    found = Findings()
     with closing(sqlite3.connect(f"{Path(folder).absolute().as_uri()}/ledger.db?mode=ro", uri=True)) as database:
         rounds = database.execute("SELECT number, state, base, model FROM rounds ORDER BY number").fetchall()
         updates = database.execute("SELECT task_id, round, client_id, digest, num_examples, counted FROM updates").fetchall()
         lost = {number for number, facts in database.execute("SELECT number, facts FROM rounds") if "lost" in json.loads(facts)}
-    found.rounds, found.updates = len(rounds) - 1, len(updates)
-    _check_rounds(found, rounds, lost)
-    _check_updates(found, rounds, updates, quorum, most)
-    _check_told(found, updates, list(told))
+    found = check_rows(rounds, updates, told, quorum=quorum, most=most, lost=lost)
     newest = next((model for number, state, _, model in reversed(rounds) if state == "committed" and number not in lost), "")
     _check_file(found, Path(folder) / "models", newest)
     return found
 
 
-def _check_rounds(found: Findings, rounds: list[tuple[int, str, str, str]], lost: set[int]) -> None:
-    current = ""
+def check_rows(
+    rounds: Sequence[tuple[int, str, str, str | None]],
+    updates: Sequence[tuple[str, int, str, str, int, int]],
+    told: Iterable[Told] = (),
+    *,
+    quorum: int = 1,
+    most: int | None = None,
+    lost: Collection[int] = (),
+) -> Findings:
+    """Judge what a server noted, wherever it did; see :func:`check_state`.
+
+    Args:
+        rounds: number, state, base and model of each, in order, from the first model's 0 on.
+        updates: task id, round, client id, digest, number of examples, and the round it counts in.
+        told: what clients were told.
+        quorum: the fewest updates of a round.
+        most: the most.
+        lost: rounds whose models were lost, and given up.
+    """
+    found = Findings(rounds=len(rounds) - 1, updates=len(updates))
+    _check_rounds(found, rounds, lost)
+    _check_updates(found, rounds, updates, quorum, most)
+    _check_told(found, updates, list(told))
+    return found
+
+
+def _check_rounds(
+    found: Findings, rounds: Sequence[tuple[int, str, str, str | None]], lost: Collection[int]
+) -> None:
+    current: str | None = ""
     for place, (number, state, base, model) in enumerate(rounds):
         found.expect(number == place, f"round {number} stands at place {place}: numbers have gaps or repeat")
         going = state in ("open", "closed")
@@ -136,8 +163,8 @@ def _check_rounds(found: Findings, rounds: list[tuple[int, str, str, str]], lost
 
 def _check_updates(
     found: Findings,
-    rounds: list[tuple[int, str, str, str]],
-    updates: list[tuple[str, int, str, str, int, int]],
+    rounds: Sequence[tuple[int, str, str, str | None]],
+    updates: Sequence[tuple[str, int, str, str, int, int]],
     quorum: int,
     most: int | None,
 ) -> None:
@@ -150,8 +177,9 @@ def _check_updates(
             found.expect(most is None or sizes[number] <= most, f"round {number} has {sizes[number]} updates, above {most}")
 
 
-def _check_told(found: Findings, updates: list[tuple[str, int, str, str, int, int]], told: list[Told]) -> None:
+def _check_told(found: Findings, updates: Sequence[tuple[str, int, str, str, int, int]], told: list[Told]) -> None:
     rows = {task_id: (number, client, name, weight) for task_id, number, client, name, weight, _ in updates}
+    told = [each for each in told if each.task_id.startswith(f"{Kind.FIT}-")]  # of other tasks nothing is noted
     counted = [each for each in told if each.outcome in ("accepted", "duplicate")]
     found.acknowledged = len({each.task_id for each in counted})
     for each in counted:
