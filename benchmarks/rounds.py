@@ -1,6 +1,7 @@
 """Time and memory of a round over real gRPC between real processes, beside the floor of bare streams in the same run.
 
-benchmarks/rounds.py [--megabytes N] [--tensors T] [--clients K] [--rounds R] [--codec NAME] [--uploads U] [--durability D] [--no-floor]
+benchmarks/rounds.py [--megabytes N] [--tensors T] [--clients K] [--rounds R] [--codec NAME] [--uploads U]
+    [--durability D] [--no-floor]
 
 Clients add a constant, so a round is transfer, checks, the exact sum, and waiting. A round is timed on the server, from commit
 to commit; the first is a warm-up. The floor runs before and after, never at the same time. Memory is the peak of RssAnon +

@@ -10,8 +10,10 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Mapping
+from itertools import groupby
 from typing import TypeVar
 
+from fedcore import events as ev
 from fedcore.aggregator import Update
 from fedcore.ambition import Ambition
 from fedcore.clock import Clock
@@ -129,6 +131,11 @@ class Director:
         with self.hub.turn() as machine:
             machine.resume(past.run_id, number=past.number, digest=past.digest, outcomes=past.outcomes)
             machine.roster.remember(past.clients)
+            if machine.progress.complete:  # who was in it to the end may not have heard of that
+                for name in next((e.accepted for e in reversed(past.events) if isinstance(e, ev.RoundCommitted)), ()):
+                    machine.roster.expect(name, self._clock.now())
+            for number, entries in groupby(past.recent, lambda entry: entry.counted):
+                machine.rounds.recall(number, map(_counted, entries), machine.policy)
         self.hub.reception.noted = dict(past.clients)
         if past.page is not None:
             self._reopen(past)
@@ -150,9 +157,8 @@ class Director:
         for entry in past.entries:
             work.updates.append(Update({}, entry.weight, entry.client_id, entry.counted, entry.metrics, entry.digest))
             self.hub.math.send(self._add_again, work, entry)
-        accepted = [Counted(e.task_id, e.client_id, e.round, e.digest, e.num_examples) for e in past.entries]
         with self.hub.turn() as machine:
-            machine.reopen(page.invited, accepted, page.elapsed, now, closed=page.state == "closed")
+            machine.reopen(page.invited, map(_counted, past.entries), page.elapsed, now, closed=page.state == "closed")
 
     def _add_again(self, work: Work, entry: Entry) -> None:
         """Read an update that was acknowledged before the interruption, and add it to the sums once more."""
@@ -289,3 +295,7 @@ class Director:
                 log.info("no better model for as many rounds as the goal has patience: the run ends")
                 machine.progress.num_rounds = machine.progress.committed + machine.progress.skipped
                 machine.tick(self._clock.now())
+
+
+def _counted(entry: Entry) -> Counted:
+    return Counted(entry.task_id, entry.client_id, entry.round, entry.digest, entry.num_examples)

@@ -22,6 +22,7 @@ from fedcore.ledger import Entry, Ledger, Page
 from fedcore.messages import Kind, Manifest, Traffic
 from fedcore.packing import pack, unpack
 from fedcore.parameters import Parameters, Spec
+from fedcore.rounds import REMEMBERED
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Past:
         clients: the processes of each client, the newest last.
         unmeasured: the rounds of late whose models may not have been evaluated.
         spent: seconds that all rounds took together.
+        recent: the updates of the last rounds that are over; whoever sends one again hears that it counts.
     """
 
     run_id: str
@@ -61,6 +63,7 @@ class Past:
     clients: dict[str, list[str]] = field(default_factory=dict)
     unmeasured: tuple[int, ...] = ()
     spent: float = 0.0
+    recent: tuple[Entry, ...] = ()
 
 
 class Journal:
@@ -248,6 +251,7 @@ class Diary(Journal):
             memory=remembered(self._ledger, last), clients=self._ledger.clients(),
             spent=sum(each.facts["seconds"] for each in ended) + (page.elapsed if page else 0.0),
             unmeasured=tuple(each.number for each in ended[-2:] if each.state == "committed" and not each.metrics),
+            recent=tuple(entry for each in ended[-REMEMBERED:] for entry in self._ledger.entries(each.number)),
         )  # fmt: skip
 
     def model(self, number: int) -> Parameters:
@@ -267,9 +271,9 @@ class Diary(Journal):
             except StateError as error:
                 lost.append((page.number, error))
                 continue
-            for number, error in lost:
-                log.error("the model of round %d is lost, going on from the one before: %s", number, error)
-                self._ledger.lose(number, str(error))
+            for number, why in lost:
+                log.error("the model of round %d is lost, going on from the one before: %s", number, why)
+                self._ledger.lose(number, str(why))
             return page
         raise damaged(self._ledger.folder, f"none of its models can be read, the newest because {lost[0][1]}")
 

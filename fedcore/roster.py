@@ -160,8 +160,8 @@ class Roster:
 
     @property
     def untold(self) -> int:
-        """How many clients have not heard yet that the run is over."""
-        return sum(not member.told and member.available for member in self.members.values())
+        """How many clients have not heard yet that the run is over; those that are expected included."""
+        return sum(not m.told and (m.available or not m.token) for m in self.members.values())
 
     def watch(self, now: float) -> None:
         """Note since when there are enough clients; called when one came, went, or changed."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 from fedcore import events as ev
 from fedcore.messages import Kind
 from fedcore.policy import RoundPolicy, Verdict
-from fedcore.round import Assignment, Round, State
+from fedcore.round import Assignment, Counted, Round, State
 
-_REMEMBERED = 16
+REMEMBERED = 16
+"""How many rounds that are over are known, for whoever sends an update again."""
 
 
 class Rounds:
@@ -27,7 +28,7 @@ class Rounds:
         self.fit: Round | None = None
         self.evaluation: Round | None = None
         self.first_model: Round | None = None
-        self._past: deque[Round] = deque(maxlen=_REMEMBERED)
+        self._past: deque[Round] = deque(maxlen=REMEMBERED)
 
     def __iter__(self) -> Iterator[Round]:
         yield from filter(None, (self.first_model, self.evaluation, self.fit))
@@ -51,6 +52,13 @@ class Rounds:
         for assignment in mine:
             assignment.state, assignment.reason = State.LOST, reason
         return len(mine)
+
+    def recall(self, number: int, counted: Iterable[Counted], policy: RoundPolicy) -> None:
+        """Know the updates again that counted in a round that was over before a restart."""
+        done = Round(Kind.FIT, number, policy, 0.0, "", open=False)
+        for each in counted:
+            done.restore(each)
+        self._past.append(done)
 
     def conclude(self) -> Round:
         """End the training round."""

@@ -2,6 +2,7 @@
 
 :func:`run_federation` runs a whole federation in one process. ``check_codec``, ``check_transport`` and ``check_strategy``
 are the suites that every built-in part passes, as plain functions that need no test framework.
+``Faulty``, ``Proxy`` and ``Doubling`` disturb what passes between clients and a server.
 """
 
 from fedcore.testing.chaos import Proxy

@@ -44,7 +44,8 @@ def main(folder):
             for client in sorted({"a", "bb"} - there):
                 made = payload(trained(base, page.number, client))
                 ledger.updates.put(made, "upd")
-                entry = Entry(f"fit-{page.number}-{client}", page.number, client, "1", made.manifest.digest, 3, {}, page.number, 3)
+                task, number = f"fit-{page.number}-{client}", page.number
+                entry = Entry(task, number, client, "1", made.manifest.digest, 3, {}, number, 3)
                 ledger.accept(entry, made.manifest)
                 sys.stdout.write(f"ack:{entry.task_id}:{entry.digest}\n")
                 sys.stdout.flush()

@@ -139,6 +139,20 @@ def test_the_history_is_whole_again(tmp_path):
     assert [event.round for event in started.past if isinstance(event, events.RoundCommitted)] == [1, 2]
 
 
+def test_clients_hear_of_the_end_from_a_server_that_finds_the_run_complete(tmp_path):
+    whole = Federation(Memory())
+    over = Stops(lambda event: isinstance(event, events.RoundCommitted) and event.round == 2)
+    first = whole.serve(tmp_path / "state", rounds=2, observers=[over])
+    whole.join()
+    assert over.reached.wait(20)
+    first.hub.suspend()  # as sudden as it can be: nobody is told
+    first.stop()
+    with whole.serve(tmp_path / "state", rounds=2) as second:
+        history, _ = second.wait(30)
+    assert len(history.rounds) == 2
+    whole.leave()
+
+
 def test_more_rounds_may_be_asked_for(tmp_path):
     for rounds in (1, 3):
         with federation(Memory()) as whole:

@@ -85,7 +85,7 @@ class GrpcConnection(Connection):
         call = start(fetch)
         try:
             for data in call:
-                yield assembly.take(data)
+                yield assembly.take(_whole(data))
         except grpc.RpcError as error:
             raise status.error_of(error, self._target) from None
         finally:
@@ -113,8 +113,7 @@ class GrpcConnection(Connection):
             start: Any = self._models.stream_unary(_path("SubmitModelUpdateStream"))
             call = start.future(iter(upload), timeout=timeout)
             upload.call.set_result(call)
-            data: bytes = call.result()
-            return data
+            return _whole(call.result())
         except grpc.RpcError:
             if upload.error is not None:  # grpc would say no more than that the iterator raised
                 raise upload.error from None
@@ -122,8 +121,7 @@ class GrpcConnection(Connection):
 
     def _unary(self, channel: grpc.Channel, name: str, data: bytes, timeout: float | None) -> bytes:
         call: Any = channel.unary_unary(_path(name))
-        answer: bytes = call(data, timeout=timeout)
-        return answer
+        return _whole(call(data, timeout=timeout))
 
 
 class _Upload:
@@ -147,6 +145,13 @@ class _Upload:
         except Exception as error:
             self.error = error
             raise
+
+
+def _whole(data: bytes | None) -> bytes:
+    """Return a message; grpc has None for one that was damaged below it."""
+    if data is None:
+        raise ConnectionLost("the answer was lost on the way")
+    return data
 
 
 def _path(name: str) -> str:

@@ -96,7 +96,8 @@ def channel_options(message_limit: int) -> Options:
         ("grpc.use_local_subchannel_pool", 1),
         # the client's own retries decide when to try again; the channel must not sit out two minutes first
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # this one is how long an attempt may take, and slow networks need some round trips for it
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.enable_retries", 0),
     ]
