@@ -357,11 +357,8 @@ class Coordinator:
 
     def _review(self, now: float) -> None:
         fit, asking = self.rounds.fit, self.rounds.first_model
-        if fit and fit.open and (verdict := fit.verdict(now)) is not Verdict.WAIT:
+        if fit and fit.open and fit.verdict(now) is not Verdict.WAIT:
             self._close(fit, now)
-            if verdict is Verdict.FAIL:
-                few, policy = fit.count, fit.policy
-                fit.doomed = f"only {few} of {policy.quorum} updates came within {policy.deadline:g} s"
         if self.rounds.evaluated(now):
             self.events += self.rounds.end_evaluation(now)
         if asking and asking.open and (verdict := asking.verdict(now)) is not Verdict.WAIT:
@@ -385,6 +382,8 @@ class Coordinator:
 
     def _close(self, fit: Round, now: float) -> None:
         fit.open = False
+        if fit.count < fit.policy.quorum:
+            fit.doomed = f"only {fit.count} of {fit.policy.quorum} updates came within {fit.policy.deadline:g} s"
         self._move(Move.CLOSE)
         self.events.append(ev.RoundClosed(at=now, round=fit.number, accepted=tuple(a.client_id for a in fit.accepted)))
 

@@ -114,8 +114,7 @@ class Course:
         if fit is None:
             raise AssertionError("no round to conclude")
         work = self.hub.tasks.works[Kind.FIT, fit.number]
-        if not fit.doomed:  # what is closed makes a model, after a restart, too
-            self._lastingly(lambda: self.journal.close(fit.number, [each.id for each in fit.accepted]))
+        self._lastingly(lambda: self.journal.close(fit.number, [each.id for each in fit.accepted]))
         try:
             if fit.doomed:
                 raise AggregationError(fit.doomed)

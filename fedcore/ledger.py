@@ -366,7 +366,8 @@ class Ledger:
 
     def _know(self, payload: Manifest) -> None:
         text = json.dumps({**asdict(payload), "tensors": [list(info) for info in payload.tensors]})
-        self._db.write("INSERT OR IGNORE INTO payloads VALUES (?, ?)", payload.digest, text)
+        again = "UPDATE SET manifest = excluded.manifest" if payload.frames else "NOTHING"  # a model may be an unread update
+        self._db.write(f"INSERT INTO payloads VALUES (?, ?) ON CONFLICT (digest) DO {again}", payload.digest, text)  # noqa: S608
 
     def _unlock(self) -> None:
         if self._lock is not None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from secrets import token_hex
@@ -92,6 +92,7 @@ class Uploads:
         self._turn, self._clock, self._math, self._accepts = turn, clock, math, accepts
         self._config, self._base, self._noted, self._lend = config, base, noted, lend
         self._threads = lanes.pool("fedcore-intake", _THREADS)
+        self._calm, self._taking = lanes.condition(), set[str]()  # tasks whose answers are just being noted
         self.budget = Budget(config.upload_memory or _LEAST_BUDGET)
         self.journal = Journal()
 
@@ -135,17 +136,34 @@ class Uploads:
                 return False
         update = self._read(arrival)
         entry = self._entry(arrival, update)
-        noted = entry is not None and self._note(arrival, update, entry)
-        with self._turn() as coordinator:
-            submitted = coordinator.commit(arrival.ticket, self._clock.now())
-            counts = submitted.outcome is Outcome.ACCEPTED
-            if counts:  # in this turn, so that no conclusion gets in between
-                self._count(arrival, update, nbytes, entry)
-        if noted and not submitted.counted:
-            self.journal.withdraw(arrival.header.task_id)
+        with self._alone(arrival.header.task_id):
+            noted = entry is not None and self._note(arrival, update, entry)
+            with self._turn() as coordinator:
+                submitted = coordinator.commit(arrival.ticket, self._clock.now())
+                counts = submitted.outcome is Outcome.ACCEPTED
+                if counts:  # in this turn, so that no conclusion gets in between
+                    self._count(arrival, update, nbytes, entry)
+            if noted and not submitted.counted:
+                self.journal.withdraw(arrival.header.task_id)
         reach("upd.before_ack")
         answer(arrival.reply, Reply(submitted))
         return counts
+
+    @contextmanager
+    def _alone(self, task_id: str) -> Iterator[None]:
+        """Let no second copy of an update in meanwhile: what is taken back of the one must not be the other's."""
+        if not self.journal.each_update:  # nothing is ever taken back
+            yield
+            return
+        with self._calm:
+            self._calm.wait_for(lambda: task_id not in self._taking)
+            self._taking.add(task_id)
+        try:
+            yield
+        finally:
+            with self._calm:
+                self._taking.discard(task_id)
+                self._calm.notify_all()
 
     def _entry(self, arrival: Arrival, update: Update) -> Entry | None:
         """Return what is to be noted of an update: nothing if nothing is, or if it is no update of a training round."""
