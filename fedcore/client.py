@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedcore.messages import Value
 from fedcore.parameters import Parameters
+from fedcore.values import Value
 
 FitResult = tuple[Mapping[str, Any], int] | tuple[Mapping[str, Any], int, Mapping[str, Any]]
 EvaluateResult = tuple[float, int] | tuple[float, int, Mapping[str, Any]]

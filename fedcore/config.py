@@ -23,6 +23,8 @@ class ServerConfig:
         round_timeout: seconds a round may last.
         heartbeat_interval: seconds between the clients' signs of life.
         heartbeat_timeout: seconds of silence after which a client counts as lost and its place in the round is free.
+        registrations_per_minute: how often a client may register, beyond ten times in a row; one that comes more often is
+            told to come later. Names that were never heard of may together a hundred times as often, beyond 10,000 in a row.
         start_wait: seconds to wait for the full number of clients once the fewest are there.
         extra_clients: clients invited beyond ``clients_per_round``; the first to answer count.
         max_failures: failed rounds in a row that end the run.
@@ -38,6 +40,9 @@ class ServerConfig:
         upload_memory: bytes that updates may occupy together, from the first byte until they are summed up; those beyond it
             wait without holding memory. None: room for two, and for 64 MiB of small ones. More helps where the clients'
             links are slow; a single update is taken in however large it is.
+        resume_memory: bytes that what has come of updates that broke off may occupy together, beside ``upload_memory``. It is
+            kept for one lease (``heartbeat_timeout``) and a client that comes back sends only the rest. None: half of what
+            ``upload_memory`` comes to; 0: nothing is kept.
         map_above: updates and sums of more bytes than this lie in mapped files without a name instead of in memory.
         map_folder: where those files are; None: the system's folder for temporary files.
         delta_codec: a lossless codec such as ``"delta+zstd"``. Clients that still hold the model before are sent the
@@ -57,6 +62,7 @@ class ServerConfig:
     round_timeout: float = 3600.0
     heartbeat_interval: float = 5.0
     heartbeat_timeout: float = 300.0
+    registrations_per_minute: int = 60
     start_wait: float = 10.0
     extra_clients: int = 0
     max_failures: int = 3
@@ -69,6 +75,7 @@ class ServerConfig:
     max_model_bytes: int = 16 << 30
     shard_bytes: int = SHARD_BYTES
     upload_memory: int | None = None
+    resume_memory: int | None = None
     map_above: int = 2 << 30
     map_folder: str | None = None
     delta_codec: str | None = None
@@ -80,7 +87,10 @@ class ServerConfig:
     max_run_time: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_rounds", "max_failures", "max_examples", "max_model_bytes", "shard_bytes", "map_above"):
+        for name in (
+            "num_rounds", "registrations_per_minute", "max_failures", "max_examples", "max_model_bytes", "shard_bytes",
+            "map_above",
+        ):  # fmt: skip
             self._require(name, int, 1)
         for name in ("extra_clients", "seed", "keep_updates"):
             self._require(name, int, 0)
@@ -90,6 +100,8 @@ class ServerConfig:
             self._require(name, float, 0.0)
         if self.upload_memory is not None:
             self._require("upload_memory", int, 1)
+        if self.resume_memory is not None:
+            self._require("resume_memory", int, 0)
         if self.heartbeat_timeout <= self.heartbeat_interval:
             raise ConfigError(
                 f"ServerConfig.heartbeat_timeout is {self.heartbeat_timeout:g} s, not above heartbeat_interval "

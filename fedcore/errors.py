@@ -26,6 +26,7 @@
     │   ├── DeadlineExceeded (TimeoutError)    retryable
     │   ├── Incomplete              a body that ended before it was whole (retryable)
     │   ├── TooLarge                    a message above the limit
+    │   ├── TooOften                    the same was asked for too often (retryable, later)
     │   └── OutOfStorage                the receiver has no room for a message now (retryable)
     ├── StateError                      the operator's: a state directory that is damaged, foreign or in use
     ├── AggregationError                the strategy's: no model came out of the round
@@ -197,6 +198,13 @@ class TooLarge(TransportError):
     reason = "TOO_LARGE"
 
 
+class TooOften(TransportError):
+    """The same was asked for too often in a short time; the message says when it may be again."""
+
+    reason = "TOO_OFTEN"
+    retryable = True
+
+
 class OutOfStorage(TransportError):
     """The receiver has no room for a message now."""
 
@@ -245,6 +253,7 @@ _FINER: dict[str, type[FedcoreError]] = {
     "INSECURE_ADDRESS": AddressError,
     "BAD_DTYPE": SchemaMismatch,
     "TOO_MANY_FIELDS": BadMetric,
+    "BAD_OFFSET": ProtocolError,
     "BASE_MISMATCH": UpdateRejected,
     "ROUND_ALREADY_ANSWERED": UpdateRejected,
     "LENGTH_MISMATCH": DecodeError,

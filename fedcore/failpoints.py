@@ -13,8 +13,10 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 
 from fedcore.errors import ConfigError
+from fedcore.transport import Body, Buffer
 
 VARIABLE = "FEDCORE_FAILPOINTS"
 _ACTIONS = ("kill", "raise", "pause")
@@ -39,6 +41,23 @@ def _plan(text: str) -> dict[str, tuple[str, int]]:
 
 
 _planned = _plan(os.environ.get(VARIABLE, ""))
+
+
+def passing(body: Body, total: int, name: str) -> Body:
+    """Return a body that passes places where its first bytes are read, and its middle; itself if nothing is planned."""
+    return _passing(body, total, name) if _planned else body
+
+
+def _passing(body: Body, total: int, name: str) -> Iterator[Buffer]:
+    passed, half = 0, False
+    for buffer in body:
+        yield buffer
+        if not passed:
+            reach(f"{name}.first_chunk")
+        passed += memoryview(buffer).nbytes
+        if not half and 2 * passed >= total:
+            half = True
+            reach(f"{name}.half")
 
 
 def reach(name: str) -> None:

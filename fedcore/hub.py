@@ -182,9 +182,10 @@ class Hub:
 
     def sleep(self, *until: float | None) -> None:
         """Wait on the condition until something happens, the machine or a parked request is due, or a moment has come."""
-        now = self.clock.now()
+        now, unfinished = self.clock.now(), self.uploads.unfinished
+        unfinished.forget(now)
         due = [*until, self.coordinator.next_deadline(now), now + self._usual_wait]  # so that the next to park wakes nobody
-        due += self._parking.ends()
+        due += self._parking.ends() + unfinished.ends()
         self._alarm = min(when for when in due if when is not None)
         late = self.clock.wait(self.condition, None if self._alarm == math.inf else max(0.0, self._alarm - now))
         if late > _STANDSTILL:  # nobody could be heard meanwhile
@@ -320,7 +321,7 @@ class Hub:
     def _fetch(self, message: Fetch, future: Future[Reply]) -> None:
         with self.turn() as coordinator:
             assignment = coordinator.task_of(message.session, message.task_id, self.clock.now())
-        self._give(assignment, future)
+        self.tasks.brief(assignment, self.reception.routes[assignment.client_id], future, message)
 
     def _park(self, parked: Parked) -> None:
         if older := self._parking.park(parked):

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from secrets import token_hex
 from typing import TypeVar
 
 from fedcore import turns
 from fedcore.clock import Clock
-from fedcore.codec import REFERENCE, Base, Codec
-from fedcore.errors import ChecksumError, ConfigError, FedcoreError, Fenced, NotRegistered, ProtocolError, SessionError
-from fedcore.intake import receive
+from fedcore.codec import REFERENCE, Codec
+from fedcore.errors import (
+    ChecksumError,
+    ConfigError,
+    FedcoreError,
+    Fenced,
+    NotRegistered,
+    ProtocolError,
+    SessionError,
+    TransportError,
+)
+from fedcore.failpoints import passing, reach
+from fedcore.inbox import Inbox
 from fedcore.messages import (
     Answer,
     Assigned,
     Beat,
     BeatReply,
     Directive,
+    Fetch,
     Finished,
     Kind,
     Message,
@@ -27,11 +38,11 @@ from fedcore.messages import (
     Pull,
     Register,
     Registered,
+    Rest,
     Session,
     Status,
     Submitted,
     Task,
-    Value,
     Wait,
     check_client_id,
 )
@@ -39,15 +50,14 @@ from fedcore.outbox import Outbox, Parcel
 from fedcore.parameters import Parameters, Spec
 from fedcore.registry import accepted_codec, check_accepts, default_accepts
 from fedcore.registry import codec as find_codec
+from fedcore.retry import Persistence
 from fedcore.transport import Body, Connection, Reply
+from fedcore.values import Value
 
 log = logging.getLogger(__name__)
 A = TypeVar("A", bound=Answer)
-T = TypeVar("T")
 
 _HOLD = 60.0  # seconds the server may hold a pull back before it is made anew
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
-_CHECKSUM_TRIES = 3
 
 
 class Link:
@@ -61,9 +71,6 @@ class Link:
         evaluates: whether the client offers evaluation.
         patience: seconds to go on trying while the server cannot be reached.
         clock: the time.
-
-    Attributes:
-        spec: what the payload of the current task looks like.
 
     Raises:
         ConfigError: an argument cannot work.
@@ -86,12 +93,10 @@ class Link:
         connection.wait = turns.result
         self._connection, self._evaluates, self._patience = connection, evaluates, patience
         self._wanted = own
-        self._codec: Codec | None = own
-        self._received: Codec | None = own
-        self._base: Base | None = None
         self._clock = clock or Clock()
-        self._jitter = random.Random(client_id)  # noqa: S311 - spreads retries, no secret
+        self._persistence = Persistence(patience, self._clock, client_id, self._pause, lambda: self._over is not None)
         self._condition = threading.Condition()
+        self._silent, self._heard = False, 0  # whether the last heartbeat was lost, and how often one came through again
         self._registering = threading.Lock()
         self._welcome: Registered | None = None
         self._heart: threading.Thread | None = None
@@ -100,8 +105,7 @@ class Link:
         self._status, self._step, self._total = Status.IDLE, 0, 0
         self._task: Task | None = None
         self._instance = token_hex(8)
-        self._outbox = Outbox(self._instance)
-        self.spec: Spec | None = None
+        self._inbox, self._outbox = Inbox(self.accepts, own), Outbox(self._instance)
         self._aborted = False
         self._over: Finished | None = None
 
@@ -115,7 +119,9 @@ class Link:
         """
         codec = self._wanted.name if self._wanted else ""
         message = Register(self.client_id, codec, self.accepts, self._evaluates, instance=self._instance)
-        self._welcomed(self._insist(lambda: self._call(message, timeout=self._patience)))
+        reach("registering")
+        self._welcomed(self._persistence.insist(lambda: self._call(message, timeout=self._patience)))
+        reach("registered")
         return True
 
     @property
@@ -132,9 +138,10 @@ class Link:
     def _welcomed(self, reply: Reply) -> None:
         welcome = _expect(reply, Registered)
         if welcome.codec != REFERENCE:
-            self._codec = self._wanted or accepted_codec(welcome.codec, self.accepts)
+            self._inbox.codec = self._wanted or accepted_codec(welcome.codec, self.accepts)
         else:
-            self._codec = None
+            self._inbox.codec = None
+        self._inbox.deltas = welcome.delta_codec != ""
         self._welcome, self._interval = welcome, welcome.heartbeat_interval
 
     def _request(self, make: Callable[[Session], Message], body: Body = ()) -> Reply:
@@ -158,30 +165,12 @@ class Link:
                 log.info("client %s registers again: %s", self.client_id, error)
                 self.register()
 
-    def _insist(self, attempt: Callable[[], T]) -> T:
-        """Make an attempt until it works, with pauses of full jitter that grow; give up after ``patience`` seconds.
-
-        Bytes that arrive changed again and again are no accident of the network, and not insisted on.
-        """
-        failing_since, pause, corrupted = None, _FIRST_PAUSE, 0
-        while True:
-            try:
-                return attempt()
-            except FedcoreError as error:
-                now = self._clock.now()
-                failing_since = now if failing_since is None else failing_since
-                corrupted += isinstance(error, ChecksumError)
-                hopeless = not error.retryable or corrupted >= _CHECKSUM_TRIES
-                if hopeless or now - failing_since >= self._patience or self._over:
-                    raise
-                log.debug("client %s: %s; trying again", self.client_id, error)
-            self._pause(self._jitter.uniform(0, pause))
-            pause = min(2 * pause, _LONGEST_PAUSE)
-
     def _pause(self, seconds: float) -> None:
+        """Wait, but no longer than until a heartbeat comes through again, or the run is over."""
         until = self._clock.now() + seconds
         with turns.away(), self._condition:
-            while not self._over and (left := until - self._clock.now()) > 0:
+            heard = self._heard
+            while not self._over and self._heard == heard and (left := until - self._clock.now()) > 0:
                 self._clock.wait(self._condition, left)
 
     # --- tasks ---
@@ -194,8 +183,9 @@ class Link:
         """
         while not self._over:
             self.update_status(Status.WAITING)
+            reach("waiting")
             try:
-                given = self._insist(self._pull)
+                given = self._persistence.insist(self._pull)
             except FedcoreError as error:
                 if self._over:  # the heartbeat heard of the end, and the server is gone
                     break
@@ -209,8 +199,7 @@ class Link:
         return self._over
 
     def _pull(self) -> tuple[Task, Parameters] | Finished | None:
-        holds = self._base.digest if self._base and self._deltas else ""
-        reply = self._request(lambda session: Pull(session, _HOLD, holds))
+        reply = self._request(lambda session: Pull(session, _HOLD, self._inbox.holds))
         if isinstance(reply.message, Assigned):
             return self._accept(reply.message, reply.body)
         if isinstance(reply.message, Finished):
@@ -219,7 +208,7 @@ class Link:
         return None
 
     def _accept(self, assigned: Assigned, body: Body) -> tuple[Task, Parameters] | None:
-        task, manifest = assigned.task, assigned.manifest
+        task = assigned.task
         self._task, self._aborted = task, False
         if again := self._outbox.answer_to(task):
             log.info("client %s: the server has lost its update of round %d, and gets it again", self.client_id, task.round)
@@ -227,35 +216,23 @@ class Link:
             self._deliver(again)
             return None
         self.update_status(Status.FETCHING_MODEL)
-        codec = self._codec_of(manifest.codec)
-        if self.spec is None or self.spec.infos != manifest.tensors:
-            self.spec = Spec.checked(manifest.tensors)
-        spec = self.spec
-        parameters = spec.tie(receive(manifest, body, spec, codec, base=self._base))
-        if not self._keeps:
-            return task, parameters
-        self._base = Base(manifest.digest, spec, parameters) if len(spec) else None
-        return task, spec.copy(parameters)  # to be changed at will, as the user's code may
+        rest, trial = partial(self._rest, assigned), self._persistence.trial()
+        return task, self._inbox.receive(assigned.manifest, body, rest, trial)
 
-    def _codec_of(self, name: str) -> Codec | None:
-        if self._codec is None:
-            return None
-        if self._received is None or self._received.name != name:
-            self._received = accepted_codec(name, self.accepts)
-        return self._received
-
-    @property
-    def _keeps(self) -> bool:
-        """Whether the model that was received is needed again: for the difference to it that is sent, or to the next."""
-        return self._deltas or (self._codec is not None and self._codec.uses_base)
+    def _rest(self, assigned: Assigned, offset: int) -> Body:
+        total = assigned.manifest.total_bytes
+        reply = self._request(lambda session: Fetch(session, assigned.task.id, total, offset))
+        _expect(reply, Rest)
+        return reply.body
 
     @property
     def _told_to_keep(self) -> bool:
         return self._welcome is not None and self._welcome.keeps
 
     @property
-    def _deltas(self) -> bool:
-        return self._welcome is not None and self._welcome.delta_codec != ""
+    def spec(self) -> Spec | None:
+        """What the payload of the current task looks like."""
+        return self._inbox.spec
 
     def submit(
         self, task: Task, spec: Spec, parameters: Parameters, num_examples: int, metrics: dict[str, float]
@@ -268,21 +245,25 @@ class Link:
         if self._aborted or self._over:
             return Submitted(Outcome.CLOSED, "ROUND_CLOSED", "the server no longer waits for it")
         self.update_status(Status.SUBMITTING_UPDATE, self._step, self._total)
-        return self._deliver(
-            self._outbox.pack(
-                task, spec, parameters, num_examples, metrics, codec=self._codec, base=self._base, keeps=self._told_to_keep
-            )
-        )
+        parcel = self._outbox.pack(
+            task, spec, parameters, num_examples, metrics, codec=self._inbox.codec, base=self._inbox.base,
+            keeps=self._told_to_keep,
+        )  # fmt: skip
+        reach("encode.done")
+        return self._deliver(parcel)
 
     def _deliver(self, parcel: Parcel) -> Submitted:
-        submitted = self._insist(lambda: self._hand_in(parcel))
+        submitted = self._persistence.insist(lambda: self._hand_in(parcel))
+        reach("submit.sent_no_ack")
         self._outbox.settle(parcel, submitted, keeps=self._told_to_keep)
+        reach("submit.acked")
         self._task = None
         self._obey(submitted.directive)
         return submitted
 
     def _hand_in(self, parcel: Parcel) -> Submitted:
-        submitted = _expect(self._request(parcel.header, parcel.payload.body), Submitted)
+        body = passing(parcel.payload.body, parcel.payload.manifest.total_bytes, "submit")
+        submitted = _expect(self._request(parcel.header, body), Submitted)
         if submitted.reason == ChecksumError.reason:
             raise ChecksumError(submitted.message)
         return submitted
@@ -350,6 +331,13 @@ class Link:
         except SessionError as error:  # the session is old; whether this process is, registering will say
             self._register_again(session, error)
             return False
+        except TransportError:
+            self._silent = True
+            raise
+        if self._silent:  # whoever pauses need not any longer
+            with self._condition:
+                self._silent, self._heard = False, self._heard + 1
+                self._condition.notify_all()
         self._interval = reply.heartbeat_interval or self._interval
         if reply.directive is Directive.ABORT_TASK and task is self._task:
             self._aborted = True
@@ -376,6 +364,8 @@ class Link:
                     self._clock.wait(self._condition, self._interval)
                 if self._stopping:
                     return
+            if self._task is None:
+                reach("idle")
             try:
                 self.send_heartbeat()
             except Fenced:

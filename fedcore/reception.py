@@ -1,7 +1,13 @@
-"""Takes clients in: agrees with each on how models travel, gives it a session, and has noted which process it is."""
+"""Takes clients in: agrees with each on how models travel, gives it a session, and has noted which process it is.
+
+A client may register a few times in a row, as one does that is restarted, and then at a steady rate. One that comes more often
+is refused until later, and it keeps no place from others meanwhile: it has one again when it comes for work.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -11,10 +17,10 @@ from fedcore.clock import Clock
 from fedcore.codec import REFERENCE, Codec
 from fedcore.config import ServerConfig
 from fedcore.coordinator import Coordinator
-from fedcore.errors import CodecRefused, FedcoreError, ProtocolError
+from fedcore.errors import CodecRefused, FedcoreError, ProtocolError, TooOften
 from fedcore.journal import Journal
 from fedcore.lane import THREADS, Lanes
-from fedcore.messages import PROTOCOL_VERSION, Register, Registered
+from fedcore.messages import PROTOCOL_VERSION, Register, Registered, Status, check_client_id
 from fedcore.registry import accepted_codec, delta_codec
 from fedcore.tasks import Route, answer, fail
 from fedcore.transport import Reply, Request
@@ -22,6 +28,41 @@ from fedcore.transport import Reply, Request
 _BEATS_AT_ONCE = 250.0  # beats a second that the server asks for at most, however many clients there are
 
 _LONGEST_INSTANCE = 64
+
+_IN_A_ROW = 10  # registrations of a client that are not looked at for how often they come
+_STRANGERS_IN_A_ROW = 10_000  # of names that were never heard of: whole crowds come at once
+_STRANGERS_RATE = 100  # as many times as often as a single client may they register, together
+_REMEMBERED = 16_384  # clients of which it is known how often they came
+_GONE = 64  # clients that are no more there may be in the table of routes
+_QUIET = 10.0  # seconds between two lines in the log about refusals
+
+log = logging.getLogger(__name__)
+
+
+class Pace:
+    """Lets each name pass a number of times in a row, and from then on at a steady rate.
+
+    Args:
+        rate: times a second.
+        row: times in a row.
+    """
+
+    def __init__(self, rate: float, row: int):
+        self._step, self._reach = 1 / rate, row / rate
+        self._rested: dict[str, float] = {}  # when a name may pass a whole row again; the last to pass is last
+
+    def __len__(self) -> int:
+        return len(self._rested)
+
+    def late(self, name: str, now: float) -> float:
+        """Return in how many seconds a name may pass: 0.0 if it does now."""
+        before = self._rested.pop(name, now)
+        rested = max(before, now) + self._step
+        wait = max(0.0, round(rested - self._reach - now, 6))  # sums of steps are not exact
+        self._rested[name] = before if wait else rested
+        while len(self._rested) > _REMEMBERED or next(iter(self._rested.values())) <= now:
+            del self._rested[next(iter(self._rested))]
+        return wait
 
 
 class Reception:
@@ -58,6 +99,9 @@ class Reception:
         self.journal, self.noting = Journal(), lanes.lane("fedcore-noting")
         self._turn, self._clock, self._codec, self._accepts = turn, clock, codec, accepts
         self._interval, self._lease = config.heartbeat_interval, config.heartbeat_timeout
+        rate = config.registrations_per_minute / 60
+        self._pace, self._strangers = Pace(rate, _IN_A_ROW), Pace(_STRANGERS_RATE * rate, _STRANGERS_IN_A_ROW)
+        self._refused, self._quiet_until = 0, -math.inf
 
     def register(self, request: Request, message: Register, future: Future[Reply]) -> None:
         """Take a client in.
@@ -65,6 +109,7 @@ class Reception:
         Raises:
             ProtocolError: it speaks another version of the protocol, or knows no codec that is spoken here.
             ConfigError: its name is none.
+            TooOften: it registers too often.
             Fenced: a newer process of this client is known.
         """
         if message.protocol_version != PROTOCOL_VERSION:
@@ -77,12 +122,14 @@ class Reception:
         down, up = self._negotiate(request, message)
         delta = self._delta_for(message) if down else ""
         with self._turn() as coordinator:
-            roster, name = coordinator.roster, message.client_id
+            roster, name, now = coordinator.roster, check_client_id(message.client_id), self._clock.now()
+            self._hold_back(coordinator, name, now)
             session = coordinator.register(
-                name, token_hex(16), instance=message.instance, evaluates=message.evaluates, now=self._clock.now()
+                name, token_hex(16), instance=message.instance, evaluates=message.evaluates, now=now
             )
             processes, interval = roster.processes(name), self.interval(len(roster.members))
-            self.routes = {n: r for n, r in self.routes.items() if n in roster.members}
+            if len(self.routes) > len(roster.members) + _GONE:
+                self.routes = {n: r for n, r in self.routes.items() if n in roster.members}
             traffic = self.routes.get(name, Route(None)).traffic
             self.routes[name] = Route(down, up, bool(delta), traffic=traffic)
         codec = up.name if up else REFERENCE
@@ -96,6 +143,25 @@ class Reception:
     def interval(self, population: int) -> float:
         """Return how many seconds apart beats should be: as configured, and further apart when there are very many clients."""
         return max(self._interval, min(population / _BEATS_AT_ONCE, self._lease / 3))
+
+    def _hold_back(self, coordinator: Coordinator, name: str, now: float) -> None:
+        """Refuse a client that registers too often; what it was asked to do, others may until it comes for work."""
+        wait = self._pace.late(name, now)
+        if not wait and name not in coordinator.roster.instances:
+            wait = self._strangers.late("", now)
+        if not wait:
+            return
+        member = coordinator.roster.members.get(name)
+        if member and member.available:
+            member.status = Status.ERROR
+            coordinator.changes += coordinator.rounds.lose(name, "it registers too often")
+            coordinator.roster.watch(now)
+            coordinator.tick(now)
+        self._refused += 1
+        if now >= self._quiet_until:
+            log.warning("client %s registers too often; %d registrations were refused since the last line", name, self._refused)
+            self._refused, self._quiet_until = 0, now + _QUIET
+        raise TooOften(f"client {name!r} registers too often; it may again in {wait:.1f} s")
 
     def _note(self, name: str, welcome: Reply, future: Future[Reply]) -> None:
         with self._turn() as coordinator:

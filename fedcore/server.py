@@ -296,11 +296,19 @@ def _heeding_sigterm(server: Server) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_leave, args=(server,), daemon=True).start())
+    leaving: list[threading.Thread] = []
+
+    def leave(*_: object) -> None:  # on a thread: this one may hold the very lock that is needed
+        leaving.append(threading.Thread(target=_leave, args=(server,), name="fedcore-leaving", daemon=True))
+        leaving[-1].start()
+
+    before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        for thread in leaving:
+            thread.join()
 
 
 def _leave(server: Server) -> None:

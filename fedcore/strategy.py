@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedcore.aggregator import Aggregator, Gather, Update
-from fedcore.messages import Kind, Value
+from fedcore.messages import Kind
 from fedcore.parameters import Parameters, Spec
+from fedcore.values import Value
 
 
 class Strategy(ABC):

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 
 from blake3 import blake3
 
 from fedcore.aggregator import Aggregator, Update
 from fedcore.broadcast import Broadcast, Payload
 from fedcore.codec import Codec
-from fedcore.errors import FedcoreError, RemoteError
+from fedcore.errors import FedcoreError, ProtocolError, RemoteError
 from fedcore.lane import THREADS, Lane, Lanes
 from fedcore.ledger import Entry
-from fedcore.messages import Assigned, Kind, Task, Traffic, Value, Wait, check_config
+from fedcore.messages import Assigned, Fetch, Kind, Rest, Task, Traffic, Wait
 from fedcore.parameters import Parameters, Spec, digest
 from fedcore.round import Assignment
 from fedcore.strategy import Strategy
-from fedcore.transport import Reply
+from fedcore.transport import Buffer, Reply, behind
+from fedcore.values import Value, check_config
 
 log = logging.getLogger(__name__)
 
@@ -88,19 +92,20 @@ class Tasks:
         self.broadcast = Broadcast(shard_bytes, delta, lanes)
         self.works: dict[tuple[Kind, int], Work] = {}
         self.traffic = Traffic()
-        self._strategy, self._math, self._seed = strategy, math, seed
+        self._strategy, self._math, self._seed, self._counting = strategy, math, seed, threading.Lock()
 
-    def brief(self, assignment: Assignment, route: Route, reply: Future[Reply]) -> None:
-        """Answer ``reply`` with the task and its payload, when they are ready."""
-        self._math.send(self._brief, assignment, route, reply)
+    def brief(self, assignment: Assignment, route: Route, reply: Future[Reply], fetch: Fetch | None = None) -> None:
+        """Answer ``reply`` with the task and its payload, or with what a client fetches of that, when they are ready."""
+        self._math.send(self._brief, assignment, route, reply, fetch)
 
     def count(self, work: Work, client_id: str, route: Route, more: Traffic) -> None:
         """Note what went over the wire: of the run, of the client, and of the client in this collection."""
-        self.traffic += more
-        route.traffic += more
-        work.traffic[client_id] = work.traffic.get(client_id, Traffic()) + more
+        with self._counting:
+            self.traffic += more
+            route.traffic += more
+            work.traffic[client_id] = work.traffic.get(client_id, Traffic()) + more
 
-    def _brief(self, assignment: Assignment, route: Route, reply: Future[Reply]) -> None:
+    def _brief(self, assignment: Assignment, route: Route, reply: Future[Reply], fetch: Fetch | None) -> None:
         try:
             work = self.works.get((assignment.kind, assignment.round))
             if work is None:
@@ -109,7 +114,8 @@ class Tasks:
         except Exception as error:
             log.exception("the strategy could not prepare task %s", assignment.id)
             return fail(reply, RemoteError(f"the server could not prepare the task: {type(error).__name__}"))
-        return payload.add_done_callback(lambda done: self._deliver(task, work, assignment.client_id, route, done, reply))
+        counted = partial(self.count, work, assignment.client_id, route)
+        return payload.add_done_callback(lambda done: _deliver(task, done, reply, fetch, counted))
 
     def _prepare(self, work: Work, assignment: Assignment, route: Route) -> tuple[Task, Future[Payload]]:
         config = work.configs.get(assignment.client_id)
@@ -127,16 +133,35 @@ class Tasks:
         drawn = blake3(f"{self._seed}/{work.kind}/{work.number}/{assignment.client_id}".encode()).digest(8)
         return {**config, "round": work.number, "seed": int.from_bytes(drawn, "little") >> 1}
 
-    def _deliver(
-        self, task: Task, work: Work, client_id: str, route: Route, encoded: Future[Payload], reply: Future[Reply]
-    ) -> None:
-        if error := encoded.exception():
-            log.error("encoding failed", exc_info=error)
-            return fail(reply, RemoteError("the server could not encode the model"))
-        payload = encoded.result()
-        sent = Traffic(bytes_sent=payload.manifest.total_bytes, tensor_bytes_sent=payload.received.spec.nbytes)
-        self.count(work, client_id, route, sent)
-        return answer(reply, Reply(Assigned(task, payload.manifest), payload.body))
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A payload on its way down, from ``offset`` bytes on; it is counted when it is sent, as often as that happens."""
+
+    payload: Payload
+    offset: int
+    counted: Callable[[Traffic], None]
+
+    def __iter__(self) -> Iterator[Buffer]:
+        nbytes, spec = self.payload.manifest.total_bytes, self.payload.received.spec
+        self.counted(Traffic(bytes_sent=nbytes - self.offset, tensor_bytes_sent=0 if self.offset else spec.nbytes))
+        return iter(behind(self.payload.body, self.offset))
+
+
+def _deliver(
+    task: Task, encoded: Future[Payload], reply: Future[Reply], fetch: Fetch | None, counted: Callable[[Traffic], None]
+) -> None:
+    if error := encoded.exception():
+        log.error("encoding failed", exc_info=error)
+        return fail(reply, RemoteError("the server could not encode the model"))
+    payload = encoded.result()
+    manifest = payload.manifest
+    if fetch is None:
+        return answer(reply, Reply(Assigned(task, manifest), Outgoing(payload, 0, counted)))
+    if fetch.total_bytes != manifest.total_bytes or not 0 <= fetch.offset <= manifest.total_bytes:
+        of = f"the body has {manifest.total_bytes} bytes; there is none of {fetch.total_bytes} with a rest at {fetch.offset}"
+        return fail(reply, ProtocolError(f"{of}: pull again", reason="BAD_OFFSET"))
+    return answer(reply, Reply(Rest(manifest.total_bytes), Outgoing(payload, fetch.offset, counted)))
 
 
 def answer(future: Future[Reply], reply: Reply) -> None:

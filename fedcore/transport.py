@@ -3,12 +3,14 @@
 A body is an iterable of bytes-like buffers, read at most once and only if somebody wants it. Its length is known from
 the manifest in the message. What a transport promises about a body: the buffers arrive in order, whole and unchanged,
 or reading them raises a :class:`~fedcore.errors.FedcoreError`; where one buffer ends and the next begins may change.
+A body that broke off is gone on with: of a model by a :class:`~fedcore.messages.Fetch` from an offset, of an update by
+sending it again, of which the receiver reads only what is :func:`behind` the bytes that it has.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -36,6 +38,26 @@ class Reply:
 
     message: Answer
     body: Body = ()
+
+
+def behind(body: Body, offset: int) -> Body:
+    """Return the part of a body behind its first ``offset`` bytes.
+
+    A body that is still to come may have a method ``behind`` of its own, which has its sender leave them out.
+    """
+    if offset <= 0:
+        return body
+    own = getattr(body, "behind", None)
+    return own(offset) if own else _cut_off(body, offset)
+
+
+def _cut_off(body: Body, offset: int) -> Iterator[Buffer]:
+    left = offset
+    for buffer in body:
+        view = memoryview(buffer).cast("B")
+        if left < view.nbytes:
+            yield view[left:]
+        left = max(0, left - view.nbytes)
 
 
 Handler: TypeAlias = Callable[[Request], "Future[Reply]"]

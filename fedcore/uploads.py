@@ -19,17 +19,19 @@ from fedcore.coordinator import Coordinator
 from fedcore.errors import FedcoreError, RemoteError, TooLarge, TransportError
 from fedcore.extents import check_finite
 from fedcore.failpoints import reach
-from fedcore.intake import receive
+from fedcore.intake import Intake, receive
 from fedcore.journal import Journal
 from fedcore.lane import THREADS, Lane, Lanes
 from fedcore.ledger import Entry
-from fedcore.messages import Kind, Outcome, Submit, Submitted, Traffic, check_metrics, check_num_examples
-from fedcore.parameters import Spec, digest
+from fedcore.messages import Kind, Outcome, Submit, Submitted, Traffic
+from fedcore.parameters import Parameters, Spec, digest
 from fedcore.pool import Lender
 from fedcore.registry import accepted_codec
 from fedcore.round import Ticket
 from fedcore.tasks import Route, Work, answer, fail
-from fedcore.transport import Reply, Request
+from fedcore.transport import Reply, Request, behind
+from fedcore.unfinished import Unfinished
+from fedcore.values import check_metrics, check_num_examples
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class Uploads:
 
     Attributes:
         budget: what the updates in progress may occupy together.
+        unfinished: what has come of those that broke off.
         journal: where updates are noted.
     """
 
@@ -94,6 +97,7 @@ class Uploads:
         self._threads = lanes.pool("fedcore-intake", _THREADS)
         self._calm, self._taking = lanes.condition(), set[str]()  # tasks whose answers are just being noted
         self.budget = Budget(config.upload_memory or _LEAST_BUDGET)
+        self.unfinished = Unfinished(config.heartbeat_timeout)
         self.journal = Journal()
 
     def take(self, arrival: Arrival) -> None:
@@ -205,11 +209,11 @@ class Uploads:
         spec = self._first_spec(Spec.checked(header.manifest.tensors)) if work.upload is None else work.upload
         if header.manifest.tensors != spec.infos:
             spec.expect(Spec.checked(header.manifest.tensors))
-        base = self._base(header.manifest.base) if header.manifest.base else None
         reach("upd.first_chunk")
-        parameters = receive(header.manifest, request.body, spec, codec, base=base, lend=self._lend)
-        if by_reference:
-            parameters = spec.copy(parameters, self._lend)
+        if codec is None:
+            parameters = spec.copy(receive(header.manifest, request.body, spec, None), self._lend)
+        else:
+            parameters = self._receive(arrival, spec, codec)
         reach("upd.last_chunk")
         extents = check_finite(parameters)
         ticket, name = arrival.ticket, header.session.client_id
@@ -218,6 +222,20 @@ class Uploads:
         if work.aggregator:
             work.aggregator.check(update)
         return update
+
+    def _receive(self, arrival: Arrival, spec: Spec, codec: Codec) -> Parameters:
+        """Take the body in, or the rest of it; what has come is kept if more could."""
+        header, base = arrival.header, arrival.header.manifest.base
+        intake = self.unfinished.claim(header)
+        if intake is None:
+            intake = Intake(header.manifest, spec, codec, base=self._base(base) if base else None, lend=self._lend)
+        try:
+            return intake.take(behind(arrival.request.body, intake.received))
+        except FedcoreError:
+            if intake.open and intake.received:
+                quota = self.budget.limit // 2 if self._config.resume_memory is None else self._config.resume_memory
+                self.unfinished.keep(header, intake, spec.nbytes, quota=quota, now=self._clock.now())
+            raise
 
     def _codec_of(self, name: str, agreed: Codec | None) -> Codec:
         return agreed if agreed is not None and agreed.name == name else accepted_codec(name, self._accepts)

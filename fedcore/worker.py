@@ -13,13 +13,15 @@ from fedcore.clock import Clock
 from fedcore.codec import Codec
 from fedcore.cores import cores_lent
 from fedcore.errors import ConfigError, InvalidWeight, SchemaMismatch, from_reason
+from fedcore.failpoints import reach
 from fedcore.link import Link
-from fedcore.messages import Finished, Kind, Outcome, Status, Task, check_metrics
+from fedcore.messages import Finished, Kind, Outcome, Status, Task
 from fedcore.parameters import Parameters, Spec
 from fedcore.pool import drain
 from fedcore.registry import transport as find_transport
 from fedcore.transport import Transport
 from fedcore.turns import Turns
+from fedcore.values import check_metrics
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Worker:
                 del given
             return given.message
         finally:
+            reach("stopping")
             self._link.stop_heartbeat()
 
     def _do(self, task: Task, parameters: Parameters) -> None:
@@ -57,7 +60,9 @@ class Worker:
         self._client._report = lambda step, total: self._link.update_status(Status.TRAINING, step, total)
         spec = self._link.spec if task.kind is not Kind.INITIALIZE else None
         try:
+            reach("train.start")
             update = self._answer(task, parameters)
+            reach("train.end")
             parameters = {}  # what was received is not kept through the upload
             self._hand_in(task, spec, *update)
         except BaseException as error:

@@ -9,6 +9,7 @@ from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
+
 _runtime_version.ValidateProtobufRuntimeVersion(
     _runtime_version.Domain.PUBLIC,
     6,
@@ -24,7 +25,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x65\x64\x63ore/protos/fedcore.proto\x12\nfedcore.v1\";\n\x07Session\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\t\"\x89\x01\n\x15RegisterClientRequest\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x63\x63\x65pts\x18\x04 \x03(\t\x12\x11\n\tevaluates\x18\x05 \x01(\x08\x12\x10\n\x08instance\x18\x06 \x01(\t\"\xa4\x02\n\x16RegisterClientResponse\x12\x39\n\x06status\x18\x01 \x01(\x0e\x32).fedcore.v1.RegisterClientResponse.Status\x12\x0f\n\x07message\x18\x02 \x01(\t\x12$\n\x07session\x18\x03 \x01(\x0b\x32\x13.fedcore.v1.Session\x12\r\n\x05\x63odec\x18\x04 \x01(\t\x12\x1a\n\x12heartbeat_interval\x18\x05 \x01(\x01\x12\x19\n\x11heartbeat_timeout\x18\x06 \x01(\x01\x12\x13\n\x0b\x64\x65lta_codec\x18\x07 \x01(\t\x12\r\n\x05keeps\x18\x08 \x01(\x08\".\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x01\"\x8d\x01\n\x06Scalar\x12\x11\n\x07\x62oolean\x18\x01 \x01(\x08H\x00\x12\x11\n\x07integer\x18\x02 \x01(\x12H\x00\x12\x0e\n\x04real\x18\x03 \x01(\x01H\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12\r\n\x03raw\x18\x05 \x01(\x0cH\x00\x12&\n\x04list\x18\x06 \x01(\x0b\x32\x16.fedcore.v1.ScalarListH\x00\x42\x06\n\x04kind\"/\n\nScalarList\x12!\n\x05items\x18\x01 \x03(\x0b\x32\x12.fedcore.v1.Scalar\"J\n\nTensorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x10\n\x08\x61lias_of\x18\x04 \x01(\t\"0\n\x07Tensors\x12%\n\x05infos\x18\x01 \x03(\x0b\x32\x16.fedcore.v1.TensorInfo\"\x82\x01\n\x08Manifest\x12\r\n\x05\x63odec\x18\x01 \x01(\t\x12\x13\n\x0bshard_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x66rames\x18\x03 \x03(\x04\x12$\n\x07tensors\x18\x04 \x01(\x0b\x32\x13.fedcore.v1.Tensors\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x06 \x01(\t\"\x83\x01\n\x15GetGlobalModelRequest\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.fedcore.v1.Session\x12\x14\n\x0cwait_seconds\x18\x02 \x01(\x01\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\r\n\x05holds\x18\x04 \x01(\t\x12\x0e\n\x06offset\x18\x05 \x01(\x04\"\xb9\x02\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.fedcore.v1.Task.Kind\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x13\n\x0b\x62\x61se_digest\x18\x04 \x01(\t\x12,\n\x06\x63onfig\x18\x05 \x03(\x0b\x32\x1c.fedcore.v1.Task.ConfigEntry\x12&\n\x06upload\x18\x06 \x03(\x0b\x32\x16.fedcore.v1.TensorInfo\x1a\x41\n\x0b\x43onfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.fedcore.v1.Scalar:\x02\x38\x01\"C\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x07\n\x03\x46IT\x10\x01\x12\x0c\n\x08\x45VALUATE\x10\x02\x12\x0e\n\nINITIALIZE\x10\x03\"\xd6\x01\n\x16GetGlobalModelResponse\x12 \n\x04task\x18\x01 \x01(\x0b\x32\x10.fedcore.v1.TaskH\x00\x12 \n\x04wait\x18\x02 \x01(\x0b\x32\x10.fedcore.v1.WaitH\x00\x12(\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x14.fedcore.v1.FinishedH\x00\x12&\n\x08manifest\x18\x04 \x01(\x0b\x32\x14.fedcore.v1.Manifest\x12\x0e\n\x06stream\x18\x05 \x01(\x08\x12\x0c\n\x04\x62ody\x18\x0f \x01(\x0c\x42\x08\n\x06\x61nswer\"\x15\n\x04Wait\x12\r\n\x05round\x18\x01 \x01(\x04\"\x1b\n\x08\x46inished\x12\x0f\n\x07message\x18\x01 \x01(\t\"s\n\nModelChunk\x12\x13\n\x0b\x63hunk_index\x18\x01 \x01(\x04\x12\x14\n\x0ctotal_chunks\x18\x02 \x01(\x04\x12\x16\n\x0eis_final_chunk\x18\x03 \x01(\x08\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x12\x12\n\nchunk_data\x18\x0f \x01(\x0c\"\xc2\x02\n\x0cUpdateHeader\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.fedcore.v1.Session\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x18\n\x10trained_on_round\x18\x03 \x01(\x04\x12\x12\n\nattempt_id\x18\x04 \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\x05 \x01(\t\x12\x14\n\x0cnum_examples\x18\x06 \x01(\x12\x12\x36\n\x07metrics\x18\x07 \x03(\x0b\x32%.fedcore.v1.UpdateHeader.MetricsEntry\x12&\n\x08manifest\x18\x08 \x01(\x0b\x32\x14.fedcore.v1.Manifest\x1a\x42\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.fedcore.v1.Scalar:\x02\x38\x01\"R\n\x18SubmitModelUpdateRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x18.fedcore.v1.UpdateHeader\x12\x0c\n\x04\x62ody\x18\x0f \x01(\x0c\"\xa3\x01\n\x10ModelUpdateChunk\x12\x13\n\x0b\x63hunk_index\x18\x01 \x01(\x04\x12\x14\n\x0ctotal_chunks\x18\x02 \x01(\x04\x12\x16\n\x0eis_final_chunk\x18\x03 \x01(\x08\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x12(\n\x06header\x18\x05 \x01(\x0b\x32\x18.fedcore.v1.UpdateHeader\x12\x12\n\nchunk_data\x18\x0f \x01(\x0c\"\x80\x02\n\x19SubmitModelUpdateResponse\x12\x10\n\x08received\x18\x01 \x01(\x08\x12>\n\x07outcome\x18\x02 \x01(\x0e\x32-.fedcore.v1.SubmitModelUpdateResponse.Outcome\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x15\n\rcurrent_round\x18\x04 \x01(\x04\x12(\n\tdirective\x18\x05 \x01(\x0e\x32\x15.fedcore.v1.Directive\"?\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x01\x12\r\n\tDUPLICATE\x10\x02\"\xc5\x01\n\x10HeartbeatRequest\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.fedcore.v1.Session\x12\'\n\x06status\x18\x02 \x01(\x0e\x32\x17.fedcore.v1.ClientState\x12\x14\n\x0c\x63urrent_step\x18\x03 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x04 \x01(\x04\x12\x15\n\rcurrent_round\x18\x05 \x01(\x04\x12\x0f\n\x07task_id\x18\x06 \x01(\t\x12\x0f\n\x07message\x18\x07 \x01(\t\"\x95\x01\n\x11HeartbeatResponse\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\x08\x12\x13\n\x0bshould_stop\x18\x02 \x01(\x08\x12\x0f\n\x07message\x18\x03 \x01(\t\x12(\n\tdirective\x18\x04 \x01(\x0e\x32\x15.fedcore.v1.Directive\x12\x1a\n\x12heartbeat_interval\x18\x05 \x01(\x01\"\x18\n\x16GetServerStatusRequest\"\x8a\x02\n\x0c\x43lientStatus\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\'\n\x06status\x18\x02 \x01(\x0e\x32\x17.fedcore.v1.ClientState\x12\x15\n\rcurrent_round\x18\x03 \x01(\x04\x12\x14\n\x0c\x63urrent_step\x18\x04 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x05 \x01(\x04\x12\x16\n\x0esilent_seconds\x18\x06 \x01(\x01\x12\x12\n\nbytes_sent\x18\x07 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x08 \x01(\x04\x12\x19\n\x11tensor_bytes_sent\x18\t \x01(\x04\x12\x1d\n\x15tensor_bytes_received\x18\n \x01(\x04\"\xcf\x03\n\x17GetServerStatusResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x11\n\tcommitted\x18\x04 \x01(\x04\x12\x12\n\nnum_rounds\x18\x05 \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\x04\x12\x0e\n\x06target\x18\x07 \x01(\x04\x12\r\n\x05\x63odec\x18\x08 \x01(\t\x12\x17\n\x0f\x65lapsed_seconds\x18\t \x01(\x01\x12)\n\x07\x63lients\x18\n \x03(\x0b\x32\x18.fedcore.v1.ClientStatus\x12\x41\n\x07metrics\x18\x0b \x03(\x0b\x32\x30.fedcore.v1.GetServerStatusResponse.MetricsEntry\x12\x12\n\nbytes_sent\x18\x0c \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\r \x01(\x04\x12\x11\n\tencodings\x18\x0e \x01(\x04\x12\x19\n\x11tensor_bytes_sent\x18\x0f \x01(\x04\x12\x1d\n\x15tensor_bytes_received\x18\x10 \x01(\x04\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"3\n\x06Tensor\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64ims\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\t\"\xbd\x01\n\x0fModelParameters\x12\x39\n\x07tensors\x18\x01 \x03(\x0b\x32(.fedcore.v1.ModelParameters.TensorsEntry\x12\x1c\n\x14num_examples_trained\x18\x02 \x01(\x03\x12\r\n\x05order\x18\x03 \x03(\t\x1a\x42\n\x0cTensorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.fedcore.v1.Tensor:\x02\x38\x01*N\n\tDirective\x12\x19\n\x15\x44IRECTIVE_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x43ONTINUE\x10\x01\x12\x0e\n\nABORT_TASK\x10\x02\x12\x08\n\x04STOP\x10\x03*\x86\x01\n\x0b\x43lientState\x12\x1c\n\x18\x43LIENT_STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x46\x45TCHING_MODEL\x10\x01\x12\x0c\n\x08TRAINING\x10\x02\x12\x15\n\x11SUBMITTING_UPDATE\x10\x03\x12\x0b\n\x07WAITING\x10\x04\x12\x08\n\x04IDLE\x10\x05\x12\t\n\x05\x45RROR\x10\x06\x32\x8b\x05\n\x18\x46\x65\x64\x65ratedLearningService\x12W\n\x0eRegisterClient\x12!.fedcore.v1.RegisterClientRequest\x1a\".fedcore.v1.RegisterClientResponse\x12W\n\x0eGetGlobalModel\x12!.fedcore.v1.GetGlobalModelRequest\x1a\".fedcore.v1.GetGlobalModelResponse\x12S\n\x14GetGlobalModelStream\x12!.fedcore.v1.GetGlobalModelRequest\x1a\x16.fedcore.v1.ModelChunk0\x01\x12`\n\x11SubmitModelUpdate\x12$.fedcore.v1.SubmitModelUpdateRequest\x1a%.fedcore.v1.SubmitModelUpdateResponse\x12`\n\x17SubmitModelUpdateStream\x12\x1c.fedcore.v1.ModelUpdateChunk\x1a%.fedcore.v1.SubmitModelUpdateResponse(\x01\x12Z\n\x0fGetServerStatus\x12\".fedcore.v1.GetServerStatusRequest\x1a#.fedcore.v1.GetServerStatusResponse\x12H\n\tHeartbeat\x12\x1c.fedcore.v1.HeartbeatRequest\x1a\x1d.fedcore.v1.HeartbeatResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x65\x64\x63ore/protos/fedcore.proto\x12\nfedcore.v1\";\n\x07Session\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\t\"\x89\x01\n\x15RegisterClientRequest\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\r\n\x05\x63odec\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x63\x63\x65pts\x18\x04 \x03(\t\x12\x11\n\tevaluates\x18\x05 \x01(\x08\x12\x10\n\x08instance\x18\x06 \x01(\t\"\xa4\x02\n\x16RegisterClientResponse\x12\x39\n\x06status\x18\x01 \x01(\x0e\x32).fedcore.v1.RegisterClientResponse.Status\x12\x0f\n\x07message\x18\x02 \x01(\t\x12$\n\x07session\x18\x03 \x01(\x0b\x32\x13.fedcore.v1.Session\x12\r\n\x05\x63odec\x18\x04 \x01(\t\x12\x1a\n\x12heartbeat_interval\x18\x05 \x01(\x01\x12\x19\n\x11heartbeat_timeout\x18\x06 \x01(\x01\x12\x13\n\x0b\x64\x65lta_codec\x18\x07 \x01(\t\x12\r\n\x05keeps\x18\x08 \x01(\x08\".\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x01\"\x8d\x01\n\x06Scalar\x12\x11\n\x07\x62oolean\x18\x01 \x01(\x08H\x00\x12\x11\n\x07integer\x18\x02 \x01(\x12H\x00\x12\x0e\n\x04real\x18\x03 \x01(\x01H\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12\r\n\x03raw\x18\x05 \x01(\x0cH\x00\x12&\n\x04list\x18\x06 \x01(\x0b\x32\x16.fedcore.v1.ScalarListH\x00\x42\x06\n\x04kind\"/\n\nScalarList\x12!\n\x05items\x18\x01 \x03(\x0b\x32\x12.fedcore.v1.Scalar\"J\n\nTensorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x10\n\x08\x61lias_of\x18\x04 \x01(\t\"0\n\x07Tensors\x12%\n\x05infos\x18\x01 \x03(\x0b\x32\x16.fedcore.v1.TensorInfo\"\x82\x01\n\x08Manifest\x12\r\n\x05\x63odec\x18\x01 \x01(\t\x12\x13\n\x0bshard_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x66rames\x18\x03 \x03(\x04\x12$\n\x07tensors\x18\x04 \x01(\x0b\x32\x13.fedcore.v1.Tensors\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x06 \x01(\t\"\xa8\x01\n\x15GetGlobalModelRequest\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.fedcore.v1.Session\x12\x14\n\x0cwait_seconds\x18\x02 \x01(\x01\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\r\n\x05holds\x18\x04 \x01(\t\x12\x0e\n\x06offset\x18\x05 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06stream\x18\x07 \x01(\x08\"\xb9\x02\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.fedcore.v1.Task.Kind\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x13\n\x0b\x62\x61se_digest\x18\x04 \x01(\t\x12,\n\x06\x63onfig\x18\x05 \x03(\x0b\x32\x1c.fedcore.v1.Task.ConfigEntry\x12&\n\x06upload\x18\x06 \x03(\x0b\x32\x16.fedcore.v1.TensorInfo\x1a\x41\n\x0b\x43onfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.fedcore.v1.Scalar:\x02\x38\x01\"C\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x07\n\x03\x46IT\x10\x01\x12\x0c\n\x08\x45VALUATE\x10\x02\x12\x0e\n\nINITIALIZE\x10\x03\"\xd6\x01\n\x16GetGlobalModelResponse\x12 \n\x04task\x18\x01 \x01(\x0b\x32\x10.fedcore.v1.TaskH\x00\x12 \n\x04wait\x18\x02 \x01(\x0b\x32\x10.fedcore.v1.WaitH\x00\x12(\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x14.fedcore.v1.FinishedH\x00\x12&\n\x08manifest\x18\x04 \x01(\x0b\x32\x14.fedcore.v1.Manifest\x12\x0e\n\x06stream\x18\x05 \x01(\x08\x12\x0c\n\x04\x62ody\x18\x0f \x01(\x0c\x42\x08\n\x06\x61nswer\"\x15\n\x04Wait\x12\r\n\x05round\x18\x01 \x01(\x04\"\x1b\n\x08\x46inished\x12\x0f\n\x07message\x18\x01 \x01(\t\"s\n\nModelChunk\x12\x13\n\x0b\x63hunk_index\x18\x01 \x01(\x04\x12\x14\n\x0ctotal_chunks\x18\x02 \x01(\x04\x12\x16\n\x0eis_final_chunk\x18\x03 \x01(\x08\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x12\x12\n\nchunk_data\x18\x0f \x01(\x0c\"\xc2\x02\n\x0cUpdateHeader\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.fedcore.v1.Session\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x18\n\x10trained_on_round\x18\x03 \x01(\x04\x12\x12\n\nattempt_id\x18\x04 \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\x05 \x01(\t\x12\x14\n\x0cnum_examples\x18\x06 \x01(\x12\x12\x36\n\x07metrics\x18\x07 \x03(\x0b\x32%.fedcore.v1.UpdateHeader.MetricsEntry\x12&\n\x08manifest\x18\x08 \x01(\x0b\x32\x14.fedcore.v1.Manifest\x1a\x42\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.fedcore.v1.Scalar:\x02\x38\x01\"R\n\x18SubmitModelUpdateRequest\x12(\n\x06header\x18\x01 \x01(\x0b\x32\x18.fedcore.v1.UpdateHeader\x12\x0c\n\x04\x62ody\x18\x0f \x01(\x0c\"\xa3\x01\n\x10ModelUpdateChunk\x12\x13\n\x0b\x63hunk_index\x18\x01 \x01(\x04\x12\x14\n\x0ctotal_chunks\x18\x02 \x01(\x04\x12\x16\n\x0eis_final_chunk\x18\x03 \x01(\x08\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x12(\n\x06header\x18\x05 \x01(\x0b\x32\x18.fedcore.v1.UpdateHeader\x12\x12\n\nchunk_data\x18\x0f \x01(\x0c\"\x80\x02\n\x19SubmitModelUpdateResponse\x12\x10\n\x08received\x18\x01 \x01(\x08\x12>\n\x07outcome\x18\x02 \x01(\x0e\x32-.fedcore.v1.SubmitModelUpdateResponse.Outcome\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x15\n\rcurrent_round\x18\x04 \x01(\x04\x12(\n\tdirective\x18\x05 \x01(\x0e\x32\x15.fedcore.v1.Directive\"?\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x01\x12\r\n\tDUPLICATE\x10\x02\"\xc5\x01\n\x10HeartbeatRequest\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.fedcore.v1.Session\x12\'\n\x06status\x18\x02 \x01(\x0e\x32\x17.fedcore.v1.ClientState\x12\x14\n\x0c\x63urrent_step\x18\x03 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x04 \x01(\x04\x12\x15\n\rcurrent_round\x18\x05 \x01(\x04\x12\x0f\n\x07task_id\x18\x06 \x01(\t\x12\x0f\n\x07message\x18\x07 \x01(\t\"\x95\x01\n\x11HeartbeatResponse\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\x08\x12\x13\n\x0bshould_stop\x18\x02 \x01(\x08\x12\x0f\n\x07message\x18\x03 \x01(\t\x12(\n\tdirective\x18\x04 \x01(\x0e\x32\x15.fedcore.v1.Directive\x12\x1a\n\x12heartbeat_interval\x18\x05 \x01(\x01\"\x18\n\x16GetServerStatusRequest\"\x8a\x02\n\x0c\x43lientStatus\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\'\n\x06status\x18\x02 \x01(\x0e\x32\x17.fedcore.v1.ClientState\x12\x15\n\rcurrent_round\x18\x03 \x01(\x04\x12\x14\n\x0c\x63urrent_step\x18\x04 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x05 \x01(\x04\x12\x16\n\x0esilent_seconds\x18\x06 \x01(\x01\x12\x12\n\nbytes_sent\x18\x07 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x08 \x01(\x04\x12\x19\n\x11tensor_bytes_sent\x18\t \x01(\x04\x12\x1d\n\x15tensor_bytes_received\x18\n \x01(\x04\"\xcf\x03\n\x17GetServerStatusResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x11\n\tcommitted\x18\x04 \x01(\x04\x12\x12\n\nnum_rounds\x18\x05 \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\x04\x12\x0e\n\x06target\x18\x07 \x01(\x04\x12\r\n\x05\x63odec\x18\x08 \x01(\t\x12\x17\n\x0f\x65lapsed_seconds\x18\t \x01(\x01\x12)\n\x07\x63lients\x18\n \x03(\x0b\x32\x18.fedcore.v1.ClientStatus\x12\x41\n\x07metrics\x18\x0b \x03(\x0b\x32\x30.fedcore.v1.GetServerStatusResponse.MetricsEntry\x12\x12\n\nbytes_sent\x18\x0c \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\r \x01(\x04\x12\x11\n\tencodings\x18\x0e \x01(\x04\x12\x19\n\x11tensor_bytes_sent\x18\x0f \x01(\x04\x12\x1d\n\x15tensor_bytes_received\x18\x10 \x01(\x04\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"3\n\x06Tensor\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64ims\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\t\"\xbd\x01\n\x0fModelParameters\x12\x39\n\x07tensors\x18\x01 \x03(\x0b\x32(.fedcore.v1.ModelParameters.TensorsEntry\x12\x1c\n\x14num_examples_trained\x18\x02 \x01(\x03\x12\r\n\x05order\x18\x03 \x03(\t\x1a\x42\n\x0cTensorsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.fedcore.v1.Tensor:\x02\x38\x01*N\n\tDirective\x12\x19\n\x15\x44IRECTIVE_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x43ONTINUE\x10\x01\x12\x0e\n\nABORT_TASK\x10\x02\x12\x08\n\x04STOP\x10\x03*\x86\x01\n\x0b\x43lientState\x12\x1c\n\x18\x43LIENT_STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x46\x45TCHING_MODEL\x10\x01\x12\x0c\n\x08TRAINING\x10\x02\x12\x15\n\x11SUBMITTING_UPDATE\x10\x03\x12\x0b\n\x07WAITING\x10\x04\x12\x08\n\x04IDLE\x10\x05\x12\t\n\x05\x45RROR\x10\x06\x32\x8b\x05\n\x18\x46\x65\x64\x65ratedLearningService\x12W\n\x0eRegisterClient\x12!.fedcore.v1.RegisterClientRequest\x1a\".fedcore.v1.RegisterClientResponse\x12W\n\x0eGetGlobalModel\x12!.fedcore.v1.GetGlobalModelRequest\x1a\".fedcore.v1.GetGlobalModelResponse\x12S\n\x14GetGlobalModelStream\x12!.fedcore.v1.GetGlobalModelRequest\x1a\x16.fedcore.v1.ModelChunk0\x01\x12`\n\x11SubmitModelUpdate\x12$.fedcore.v1.SubmitModelUpdateRequest\x1a%.fedcore.v1.SubmitModelUpdateResponse\x12`\n\x17SubmitModelUpdateStream\x12\x1c.fedcore.v1.ModelUpdateChunk\x1a%.fedcore.v1.SubmitModelUpdateResponse(\x01\x12Z\n\x0fGetServerStatus\x12\".fedcore.v1.GetServerStatusRequest\x1a#.fedcore.v1.GetServerStatusResponse\x12H\n\tHeartbeat\x12\x1c.fedcore.v1.HeartbeatRequest\x1a\x1d.fedcore.v1.HeartbeatResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,10 +40,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERSTATUSRESPONSE_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_MODELPARAMETERS_TENSORSENTRY']._loaded_options = None
   _globals['_MODELPARAMETERS_TENSORSENTRY']._serialized_options = b'8\001'
-  _globals['_DIRECTIVE']._serialized_start=4020
-  _globals['_DIRECTIVE']._serialized_end=4098
-  _globals['_CLIENTSTATE']._serialized_start=4101
-  _globals['_CLIENTSTATE']._serialized_end=4235
+  _globals['_DIRECTIVE']._serialized_start=4057
+  _globals['_DIRECTIVE']._serialized_end=4135
+  _globals['_CLIENTSTATE']._serialized_start=4138
+  _globals['_CLIENTSTATE']._serialized_end=4272
   _globals['_SESSION']._serialized_start=44
   _globals['_SESSION']._serialized_end=103
   _globals['_REGISTERCLIENTREQUEST']._serialized_start=106
@@ -62,51 +63,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MANIFEST']._serialized_start=860
   _globals['_MANIFEST']._serialized_end=990
   _globals['_GETGLOBALMODELREQUEST']._serialized_start=993
-  _globals['_GETGLOBALMODELREQUEST']._serialized_end=1124
-  _globals['_TASK']._serialized_start=1127
-  _globals['_TASK']._serialized_end=1440
-  _globals['_TASK_CONFIGENTRY']._serialized_start=1306
-  _globals['_TASK_CONFIGENTRY']._serialized_end=1371
-  _globals['_TASK_KIND']._serialized_start=1373
-  _globals['_TASK_KIND']._serialized_end=1440
-  _globals['_GETGLOBALMODELRESPONSE']._serialized_start=1443
-  _globals['_GETGLOBALMODELRESPONSE']._serialized_end=1657
-  _globals['_WAIT']._serialized_start=1659
-  _globals['_WAIT']._serialized_end=1680
-  _globals['_FINISHED']._serialized_start=1682
-  _globals['_FINISHED']._serialized_end=1709
-  _globals['_MODELCHUNK']._serialized_start=1711
-  _globals['_MODELCHUNK']._serialized_end=1826
-  _globals['_UPDATEHEADER']._serialized_start=1829
-  _globals['_UPDATEHEADER']._serialized_end=2151
-  _globals['_UPDATEHEADER_METRICSENTRY']._serialized_start=2085
-  _globals['_UPDATEHEADER_METRICSENTRY']._serialized_end=2151
-  _globals['_SUBMITMODELUPDATEREQUEST']._serialized_start=2153
-  _globals['_SUBMITMODELUPDATEREQUEST']._serialized_end=2235
-  _globals['_MODELUPDATECHUNK']._serialized_start=2238
-  _globals['_MODELUPDATECHUNK']._serialized_end=2401
-  _globals['_SUBMITMODELUPDATERESPONSE']._serialized_start=2404
-  _globals['_SUBMITMODELUPDATERESPONSE']._serialized_end=2660
-  _globals['_SUBMITMODELUPDATERESPONSE_OUTCOME']._serialized_start=2597
-  _globals['_SUBMITMODELUPDATERESPONSE_OUTCOME']._serialized_end=2660
-  _globals['_HEARTBEATREQUEST']._serialized_start=2663
-  _globals['_HEARTBEATREQUEST']._serialized_end=2860
-  _globals['_HEARTBEATRESPONSE']._serialized_start=2863
-  _globals['_HEARTBEATRESPONSE']._serialized_end=3012
-  _globals['_GETSERVERSTATUSREQUEST']._serialized_start=3014
-  _globals['_GETSERVERSTATUSREQUEST']._serialized_end=3038
-  _globals['_CLIENTSTATUS']._serialized_start=3041
-  _globals['_CLIENTSTATUS']._serialized_end=3307
-  _globals['_GETSERVERSTATUSRESPONSE']._serialized_start=3310
-  _globals['_GETSERVERSTATUSRESPONSE']._serialized_end=3773
-  _globals['_GETSERVERSTATUSRESPONSE_METRICSENTRY']._serialized_start=3727
-  _globals['_GETSERVERSTATUSRESPONSE_METRICSENTRY']._serialized_end=3773
-  _globals['_TENSOR']._serialized_start=3775
-  _globals['_TENSOR']._serialized_end=3826
-  _globals['_MODELPARAMETERS']._serialized_start=3829
-  _globals['_MODELPARAMETERS']._serialized_end=4018
-  _globals['_MODELPARAMETERS_TENSORSENTRY']._serialized_start=3952
-  _globals['_MODELPARAMETERS_TENSORSENTRY']._serialized_end=4018
-  _globals['_FEDERATEDLEARNINGSERVICE']._serialized_start=4238
-  _globals['_FEDERATEDLEARNINGSERVICE']._serialized_end=4889
+  _globals['_GETGLOBALMODELREQUEST']._serialized_end=1161
+  _globals['_TASK']._serialized_start=1164
+  _globals['_TASK']._serialized_end=1477
+  _globals['_TASK_CONFIGENTRY']._serialized_start=1343
+  _globals['_TASK_CONFIGENTRY']._serialized_end=1408
+  _globals['_TASK_KIND']._serialized_start=1410
+  _globals['_TASK_KIND']._serialized_end=1477
+  _globals['_GETGLOBALMODELRESPONSE']._serialized_start=1480
+  _globals['_GETGLOBALMODELRESPONSE']._serialized_end=1694
+  _globals['_WAIT']._serialized_start=1696
+  _globals['_WAIT']._serialized_end=1717
+  _globals['_FINISHED']._serialized_start=1719
+  _globals['_FINISHED']._serialized_end=1746
+  _globals['_MODELCHUNK']._serialized_start=1748
+  _globals['_MODELCHUNK']._serialized_end=1863
+  _globals['_UPDATEHEADER']._serialized_start=1866
+  _globals['_UPDATEHEADER']._serialized_end=2188
+  _globals['_UPDATEHEADER_METRICSENTRY']._serialized_start=2122
+  _globals['_UPDATEHEADER_METRICSENTRY']._serialized_end=2188
+  _globals['_SUBMITMODELUPDATEREQUEST']._serialized_start=2190
+  _globals['_SUBMITMODELUPDATEREQUEST']._serialized_end=2272
+  _globals['_MODELUPDATECHUNK']._serialized_start=2275
+  _globals['_MODELUPDATECHUNK']._serialized_end=2438
+  _globals['_SUBMITMODELUPDATERESPONSE']._serialized_start=2441
+  _globals['_SUBMITMODELUPDATERESPONSE']._serialized_end=2697
+  _globals['_SUBMITMODELUPDATERESPONSE_OUTCOME']._serialized_start=2634
+  _globals['_SUBMITMODELUPDATERESPONSE_OUTCOME']._serialized_end=2697
+  _globals['_HEARTBEATREQUEST']._serialized_start=2700
+  _globals['_HEARTBEATREQUEST']._serialized_end=2897
+  _globals['_HEARTBEATRESPONSE']._serialized_start=2900
+  _globals['_HEARTBEATRESPONSE']._serialized_end=3049
+  _globals['_GETSERVERSTATUSREQUEST']._serialized_start=3051
+  _globals['_GETSERVERSTATUSREQUEST']._serialized_end=3075
+  _globals['_CLIENTSTATUS']._serialized_start=3078
+  _globals['_CLIENTSTATUS']._serialized_end=3344
+  _globals['_GETSERVERSTATUSRESPONSE']._serialized_start=3347
+  _globals['_GETSERVERSTATUSRESPONSE']._serialized_end=3810
+  _globals['_GETSERVERSTATUSRESPONSE_METRICSENTRY']._serialized_start=3764
+  _globals['_GETSERVERSTATUSRESPONSE_METRICSENTRY']._serialized_end=3810
+  _globals['_TENSOR']._serialized_start=3812
+  _globals['_TENSOR']._serialized_end=3863
+  _globals['_MODELPARAMETERS']._serialized_start=3866
+  _globals['_MODELPARAMETERS']._serialized_end=4055
+  _globals['_MODELPARAMETERS_TENSORSENTRY']._serialized_start=3989
+  _globals['_MODELPARAMETERS_TENSORSENTRY']._serialized_end=4055
+  _globals['_FEDERATEDLEARNINGSERVICE']._serialized_start=4275
+  _globals['_FEDERATEDLEARNINGSERVICE']._serialized_end=4926
 # @@protoc_insertion_point(module_scope)

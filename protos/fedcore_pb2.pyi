@@ -144,18 +144,22 @@ class Manifest(_message.Message):
     def __init__(self, codec: _Optional[str] = ..., shard_bytes: _Optional[int] = ..., frames: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Union[Tensors, _Mapping]] = ..., digest: _Optional[str] = ..., base: _Optional[str] = ...) -> None: ...
 
 class GetGlobalModelRequest(_message.Message):
-    __slots__ = ("session", "wait_seconds", "task_id", "holds", "offset")
+    __slots__ = ("session", "wait_seconds", "task_id", "holds", "offset", "total_bytes", "stream")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     HOLDS_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
     session: Session
     wait_seconds: float
     task_id: str
     holds: str
     offset: int
-    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., wait_seconds: _Optional[float] = ..., task_id: _Optional[str] = ..., holds: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+    total_bytes: int
+    stream: bool
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., wait_seconds: _Optional[float] = ..., task_id: _Optional[str] = ..., holds: _Optional[str] = ..., offset: _Optional[int] = ..., total_bytes: _Optional[int] = ..., stream: bool = ...) -> None: ...
 
 class Task(_message.Message):
     __slots__ = ("id", "kind", "round", "base_digest", "config", "upload")

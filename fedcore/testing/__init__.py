@@ -9,6 +9,7 @@ whose every fault and moment a seed decides.
 from fedcore.testing.chaos import Proxy
 from fedcore.testing.clock import FakeClock
 from fedcore.testing.codecs import check_codec
+from fedcore.testing.disk import LossyDisk
 from fedcore.testing.doubling import Doubling
 from fedcore.testing.faulty import Faulty
 from fedcore.testing.federation import run_federation
@@ -19,6 +20,6 @@ from fedcore.testing.strategies import check_strategy
 from fedcore.testing.transports import check_transport
 
 __all__ = [
-    "Crashed", "Doubling", "FakeClock", "Faulty", "MemoryJournal", "Proxy", "Recorder", "Simulation", "check_codec",
-    "check_state", "check_strategy", "check_transport", "run_federation", "simulate",
+    "Crashed", "Doubling", "FakeClock", "Faulty", "LossyDisk", "MemoryJournal", "Proxy", "Recorder", "Simulation",
+    "check_codec", "check_state", "check_strategy", "check_transport", "run_federation", "simulate",
 ]  # fmt: skip

@@ -9,9 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, TypeAlias
 
 from fedcore.errors import ConfigError, ConnectionLost, FedcoreError, ProtocolError
-from fedcore.messages import Assigned, Fetch, Message, Register, StatusQuery
+from fedcore.messages import Assigned, Fetch, Message, Register, Rest, StatusQuery
 from fedcore.tasks import answer, fail
-from fedcore.transport import Buffer, Listener, Reply, Request, Transport
+from fedcore.transport import Buffer, Listener, Reply, Request, Transport, behind
 
 Order: TypeAlias = Literal["sequence", "concurrent"]
 _Outcome: TypeAlias = Reply | FedcoreError
@@ -143,7 +143,7 @@ class Doubling(Listener):
     def _kept(self, fetch: Fetch) -> _Outcome:
         reply = self._pulled.get(fetch.session.client_id)
         if reply and isinstance(reply.message, Assigned) and reply.message.task.id == fetch.task_id:
-            return reply
+            return Reply(Rest(reply.message.manifest.total_bytes), behind(reply.body, fetch.offset))
         return ProtocolError("another task was pulled meanwhile", reason="NOT_SELECTED")
 
     def _let_pass(self, name: str) -> None:

@@ -33,6 +33,7 @@ from fedcore.messages import (
     Pull,
     Register,
     Registered,
+    Rest,
     ServerStatus,
     Session,
     Status,
@@ -42,10 +43,10 @@ from fedcore.messages import (
     Task,
     TensorInfo,
     Traffic,
-    Value,
     Wait,
 )
-from fedcore.transport import Buffer, Connection, Reply, Request, Transport
+from fedcore.transport import Buffer, Connection, Reply, Request, Transport, behind
+from fedcore.values import Value
 
 _SESSION = Session("run-1", "client-1", "token-1")
 _CONFIG: dict[str, Value] = {
@@ -131,11 +132,13 @@ def _bodies(transport: Transport, patience: float) -> None:
             return pool.submit(_read, request)
         size = int(message.session.token)  # type: ignore[union-attr]
         body: list[Buffer] = [data[: size // 3], memoryview(data)[size // 3 : size]]
-        task = Task(f"size-{size}", Kind.FIT, 1)
-        return Reply(Assigned(task, Manifest("raw", 4096, (size,))), body if isinstance(message, Pull | Fetch) else ())
+        if isinstance(message, Fetch):
+            return Reply(Rest(size), behind(body, message.offset))
+        return Reply(Assigned(Task(f"size-{size}", Kind.FIT, 1), Manifest("raw", 4096, (size,))), body)
 
     def _read(request: Request) -> Reply:
-        received.append(b"".join(bytes(part) for part in request.body))
+        known = int(request.message.attempt_id)  # type: ignore[union-attr]
+        received.append(b"".join(bytes(part) for part in behind(request.body, known)))
         return Reply(Submitted(Outcome.ACCEPTED, "ACCEPTED"))
 
     with ThreadPoolExecutor(2) as pool, _served(transport, answer) as (_, connection):
@@ -143,10 +146,15 @@ def _bodies(transport: Transport, patience: float) -> None:
             session = Session("run-1", "client-1", str(size))
             reply = connection.request(Pull(session), timeout=patience)
             _claim(b"".join(bytes(part) for part in reply.body) == data[:size], f"a download of {size} bytes changed")
-            submit = Submit(session, "t", 1, "a", "", 1, Manifest("raw", 4096, (size,)))
-            body: list[Buffer] = [data[: size // 2], memoryview(data)[size // 2 : size]]
-            connection.request(submit, body, timeout=patience)
-            _claim(received[-1] == data[:size], f"an upload of {size} bytes changed")
+            for known in {0, size // 2, size - 1, size} - {-1}:
+                rest = connection.request(Fetch(session, f"size-{size}", size, known), timeout=patience)
+                got = b"".join(bytes(part) for part in rest.body)
+                same = rest.message == Rest(size) and got == data[known:size]
+                _claim(same, f"a download changed behind {known} bytes of {size}")
+                submit = Submit(session, "t", 1, str(known), "", 1, Manifest("raw", 4096, (size,)))
+                up: list[Buffer] = [data[: size // 2], memoryview(data)[size // 2 : size]]
+                connection.request(submit, up, timeout=patience)
+                _claim(received[-1] == data[known:size], f"an upload changed behind {known} bytes of {size}")
 
 
 def _errors(transport: Transport, patience: float) -> None:

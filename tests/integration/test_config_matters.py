@@ -133,6 +133,7 @@ def test_nothing_is_left_out():
     }  # fmt: skip
     elsewhere = {
         "round_timeout": "test_killed_client.py",
+        "registrations_per_minute": "test_flapping.py",
         "max_failures": "test_bad_updates.py",
         "evaluate_timeout": "test_evaluation.py",
         "accept_codecs": "test_negotiation.py",
@@ -140,6 +141,7 @@ def test_nothing_is_left_out():
         "max_examples": "test_bad_updates.py",
         "max_model_bytes": "test_first_model.py",
         "shard_bytes": "test_matrix.py",
+        "resume_memory": "test_resumed_transfers.py",
         "map_above": "test_big_models.py",
         "map_folder": "test_big_models.py",
         "delta_codec": "test_wire_bytes.py",

@@ -69,6 +69,15 @@ def test_lossy_updates_are_small_and_near(wire, codec, most, error, plain):
     assert int(final["n"]) == int(plain[1]["n"])
 
 
+@pytest.mark.parametrize("wire", WIRES)
+def test_what_goes_over_the_wire_is_counted_once(wire):
+    history, _, _ = federation(wire, rounds=2)
+    nbytes = Spec.of(INITIAL).nbytes
+    for record in history.rounds:
+        assert record.tensor_bytes_sent == record.tensor_bytes_received == 3 * nbytes
+        assert 3 * nbytes < record.bytes_sent == record.bytes_received < 3.1 * nbytes
+
+
 @pytest.mark.parametrize("codec", ["bf16", "int8", "topk"])
 def test_the_same_bits_over_every_transport(codec):
     assert len({digest(federation(wire, codec)[1]) for wire in WIRES}) == 1

@@ -9,9 +9,11 @@ import torch
 
 from fedcore import Client, FedAvg, Grpc, Server, ServerConfig, Transport, digest, start_client
 from fedcore.events import ClientLost, UpdateAccepted, UpdateRefused
-from fedcore.messages import Assigned, Pull, Submit
+from fedcore.messages import Assigned, Rest, Submit
 from fedcore.testing import Doubling, Proxy, run_federation
 from fedcore.transports.grpc import TransferPolicy
+
+pytestmark = pytest.mark.chaos
 
 NUMBERS = 75_000
 BODY = 4 * NUMBERS
@@ -302,7 +304,7 @@ def test_changed_bits_are_noticed_and_sent_again(mode, direction, undisturbed):
     models = []
 
     def answered(message, reply):
-        if isinstance(message, Pull) and isinstance(reply, Assigned):
+        if isinstance(reply, Rest if mode == "stream" else Assigned):
             models.append(reply)
 
     with (

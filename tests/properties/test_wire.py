@@ -5,9 +5,10 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcore.messages import Beat, Manifest, Session, Status, Submit, TensorInfo, check_config
+from fedcore.messages import Beat, Manifest, Session, Status, Submit, TensorInfo
 from fedcore.protos import fedcore_pb2 as pb
 from fedcore.transports.grpc import wire
+from fedcore.values import check_config
 
 FAST = settings(max_examples=150, deadline=None, database=None)
 

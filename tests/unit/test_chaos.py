@@ -586,7 +586,8 @@ def test_a_body_can_be_fetched_behind_its_pull():
 
     with doubled(lambda number, _: Reply(task, iter([b"a", b"bc"]))) as (connection, upstream, _):
         assert b"".join(connection.request(Pull(SESSION), timeout=PATIENCE).body) == b"abc"
-        assert b"".join(connection.request(Fetch(SESSION, "fit-1-0"), timeout=PATIENCE).body) == b"abc"
+        assert b"".join(connection.request(Fetch(SESSION, "fit-1-0", 3), timeout=PATIENCE).body) == b"abc"
+        assert b"".join(connection.request(Fetch(SESSION, "fit-1-0", 3, 2), timeout=PATIENCE).body) == b"c"
         assert [type(message) for message, _ in upstream.requests] == [Pull, Pull]
 
 

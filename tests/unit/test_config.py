@@ -8,12 +8,14 @@ import pytest
 from fedcore import FedAvg, RoundPolicy, ServerConfig
 from fedcore.errors import ConfigError
 
-COUNTS = ["num_rounds", "max_failures", "max_examples", "max_model_bytes", "shard_bytes", "map_above"]
+COUNTS = [
+    "num_rounds", "registrations_per_minute", "max_failures", "max_examples", "max_model_bytes", "shard_bytes", "map_above",
+]  # fmt: skip
 COUNTS_FROM_ZERO = ["extra_clients", "seed", "keep_updates"]
 TIMES = ["round_timeout", "heartbeat_interval", "heartbeat_timeout"]
 TIMES_FROM_ZERO = ["start_wait", "evaluate_timeout", "stop_grace"]
 OTHERS = [  # None, or checked where they are used
-    "accept_codecs", "policy", "upload_memory", "delta_codec", "map_folder", "state_dir", "durability",
+    "accept_codecs", "policy", "upload_memory", "resume_memory", "delta_codec", "map_folder", "state_dir", "durability",
     "initial_model", "goal", "max_run_time",
 ]  # fmt: skip
 

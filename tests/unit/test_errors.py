@@ -92,5 +92,5 @@ def test_an_instance_may_carry_a_finer_reason_than_its_class():
 
 def test_only_what_may_work_again_is_retryable():
     assert {kind.__name__ for kind in CLASSES if kind.retryable} == {
-        "ChecksumError", "ConnectionLost", "DeadlineExceeded", "Incomplete", "OutOfStorage",
+        "ChecksumError", "ConnectionLost", "DeadlineExceeded", "Incomplete", "OutOfStorage", "TooOften",
     }  # fmt: skip

@@ -13,9 +13,10 @@ from fedcore.codec import REFERENCE, Held
 from fedcore.codecs.msgpack import Msgpack
 from fedcore.codecs.safetensors import Safetensors
 from fedcore.errors import ChecksumError, ConnectionLost, DecodeError, Incomplete, SchemaMismatch
-from fedcore.intake import Source, plan, receive
+from fedcore.intake import Intake, plan, receive
 from fedcore.messages import Manifest
 from fedcore.parameters import Spec, digest
+from fedcore.transport import behind
 
 FAST = settings(max_examples=60, deadline=None, database=None)
 
@@ -66,30 +67,49 @@ def test_any_chunking_gives_the_same_payload(sizes, codec):
 
 
 @FAST
-@given(st.lists(st.binary(max_size=40), max_size=8), st.lists(st.integers(0, 30), min_size=1, max_size=5).filter(any))
-def test_frames_are_cut_anew_whatever_the_chunks(wanted, sizes):
-    source = Source(cut(b"".join(wanted), sizes))
-    assert [bytes(source.frame(len(frame))) for frame in wanted] == wanted
-    source.end()
+@given(
+    st.lists(st.integers(0, 9000), min_size=1, max_size=6).filter(any), st.sampled_from([Safetensors(), Msgpack()]),
+    st.lists(st.integers(0, 20_000), max_size=5),
+)
+def test_a_body_that_breaks_off_goes_on_where_it_was(sizes, codec, breaks):
+    manifest, body, spec = encoded(codec=codec)
+    intake, parameters = Intake(manifest, spec, codec), None
+    for at in sorted(breaks):
+        if intake.received < at < len(body):
+            with pytest.raises(Incomplete):
+                intake.take(behind(cut(body[:at], sizes), intake.received))
+            assert intake.received == at
+            assert intake.open
+    parameters = intake.take(behind([body], intake.received))
+    assert not intake.open
+    assert digest(parameters, spec) == manifest.digest
 
 
-@FAST
-@given(st.lists(st.binary(max_size=40), max_size=8), st.lists(st.integers(0, 30), min_size=1, max_size=5).filter(any))
-def test_buffers_are_filled_whatever_the_chunks(wanted, sizes):
-    source = Source(cut(b"".join(wanted), sizes))
-    targets = [bytearray(len(part)) for part in wanted]
-    for target in targets:
-        source.fill(memoryview(target))
-    source.end()
-    assert targets == [bytearray(part) for part in wanted]
+def test_with_what_was_no_frame_nothing_goes_on():
+    manifest, body, spec = encoded(codec=Msgpack())
+    intake = Intake(manifest, spec, Msgpack())
+    with pytest.raises(DecodeError):
+        intake.take([bytes(len(body) - 1)])
+    assert not intake.open
 
 
-def test_one_chunk_that_holds_all_frames_is_not_copied():
-    body = bytearray(b"aabbb")
-    source = Source([body])
-    first, second = source.frame(2), source.frame(3)
-    body[:] = b"xxyyy"
-    assert (bytes(first), bytes(second)) == (b"xx", b"yyy")
+def test_frames_that_come_in_one_buffer_are_not_copied():
+    manifest, body, spec = encoded()
+    lent = bytearray(body)
+
+    frames = []
+
+    class Keeps(Safetensors):
+        def landing(self, spec, into):
+            return None
+
+        def decode(self, frame, spec, *, base=None, into=None):
+            frames.append(frame)
+            return super().decode(frame, spec, base=base, into=into)
+
+    receive(manifest, [lent], spec, Keeps())
+    lent[:] = bytes(len(body))
+    assert not any(b"".join(frames))
 
 
 def test_w11_nothing_has_a_frame_of_its_own():

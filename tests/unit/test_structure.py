@@ -11,17 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SHELVES = ("codecs", "transports", "protos", "strategies", "filters", "estimators", "data", "engines", "observers", "adapters")
 ROWS = [
-    {"errors", "parameters", "messages", "shards", "pool", "views", "extents"},
+    {"errors", "parameters", "messages", "values", "shards", "pool", "views", "extents"},
     {
         "codec", "transport", "client", "aggregator", "fixedpoint", "strategy", "policy", "registry", "security", "config",
         "events", "history", "compression", "tensorwise", "blockwise", "durable", "goal",
     },
     {"coordinator", "round", "rounds", "roster", "phase", "progress"},
     {
-        "hub", "parking", "reception", "director", "course", "ambition", "tasks", "uploads", "intake", "broadcast",
-        "evaluation",
-        "server", "link", "outbox", "worker", "lane", "clock", "testing", "cores", "mapped", "budget", "turns", "journal",
-        "packing", "ledger", "database", "replay", "blobs", "failpoints",
+        "hub", "parking", "reception", "director", "course", "ambition", "tasks", "uploads", "intake", "unfinished",
+        "broadcast", "evaluation", "server", "link", "inbox", "outbox", "download", "retry", "worker", "lane", "clock",
+        "testing", "cores", "mapped", "budget", "turns", "journal", "packing", "ledger", "database", "replay", "blobs",
+        "failpoints",
     },
     set(SHELVES),
     {"cli", "demo", "demo_roles", "children", "state_commands", "__main__"},

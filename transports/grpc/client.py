@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from itertools import chain
 from typing import Any
 
 import grpc
 
-from fedcore.errors import ConnectionLost, ProtocolError
-from fedcore.messages import Assigned, Beat, Message, Pull, Register, StatusQuery, Submit, Submitted
+from fedcore.errors import ConnectionLost, DeadlineExceeded, ProtocolError
+from fedcore.messages import Assigned, Beat, Fetch, Message, Pull, Register, Rest, StatusQuery, Submit, Submitted
 from fedcore.protos import fedcore_pb2 as pb
-from fedcore.transport import Body, Connection, Reply
+from fedcore.transport import Body, Connection, Reply, behind
 from fedcore.transports.grpc import status, wire
-from fedcore.transports.grpc.framing import LARGEST_CHUNK, SMALLEST_CHUNK, Assembly, chunks, parse, with_body, without_body
+from fedcore.transports.grpc.framing import (
+    LARGEST_CHUNK,
+    OFFSET,
+    RESUMABLE,
+    SMALLEST_CHUNK,
+    Assembly,
+    chunks,
+    parse,
+    with_body,
+    without_body,
+)
 from fedcore.transports.grpc.options import channel_options
 from fedcore.transports.grpc.policy import TransferPolicy
+from fedcore.transports.grpc.watch import Watch
 
 SERVICE = pb.DESCRIPTOR.services_by_name["FederatedLearningService"].full_name
 _PULL_MARGIN = 30.0  # seconds a pull may take beyond what the server was asked to hold it
@@ -24,11 +37,14 @@ _PULL_MARGIN = 30.0  # seconds a pull may take beyond what the server was asked 
 class GrpcConnection(Connection):
     """Speaks to one server. Nothing is sent before the first request."""
 
-    def __init__(self, target: str, *, transfer: TransferPolicy, chunk_bytes: int):
-        self._target, self._transfer, self._chunk_bytes = target, transfer, chunk_bytes
-        self._models = grpc.insecure_channel(target, channel_options(transfer.message_limit))
+    def __init__(self, target: str, *, transfer: TransferPolicy, chunk_bytes: int, stall_timeout: float):
+        self._target, self._transfer, self._chunk_bytes, self._stall = target, transfer, chunk_bytes, stall_timeout
+        self._models = self._channel()
         self._hearts = grpc.insecure_channel(target, channel_options(1 << 20))
-        self._closed = False
+        self._closed, self._broke, self._lock = False, False, threading.Lock()
+
+    def _channel(self) -> grpc.Channel:
+        return grpc.insecure_channel(self._target, channel_options(self._transfer.message_limit))
 
     def request(self, message: Message, body: Body = (), timeout: float | None = None) -> Reply:
         """Send one message and wait for its reply."""
@@ -37,9 +53,10 @@ class GrpcConnection(Connection):
         try:
             return self._dispatch(message, body, timeout)
         except grpc.RpcError as error:
+            self._broke = self._broke or error.code() is grpc.StatusCode.UNAVAILABLE
             raise status.error_of(error, self._target) from None
-        except ValueError as error:  # grpc's word for a channel that was closed meanwhile
-            raise ConnectionLost(f"the connection is closed: {error}") from None
+        except ValueError as error:
+            raise _gone(error) from None
 
     def close(self) -> None:
         """Cut off what is in progress and close both channels."""
@@ -50,6 +67,9 @@ class GrpcConnection(Connection):
     def _dispatch(self, message: Message, body: Body, timeout: float | None) -> Reply:
         if isinstance(message, Pull):
             return self._pull(message, timeout)
+        if isinstance(message, Fetch):
+            body = self._download(message)
+            return Reply(Rest(message.total_bytes), chain([next(body)], body))  # what is wrong with the request shows now
         if isinstance(message, Submit):
             return Reply(self._submit(message, body, timeout))
         if isinstance(message, Beat):
@@ -67,7 +87,9 @@ class GrpcConnection(Connection):
         raise ProtocolError(f"no such request: {type(message).__name__}")
 
     def _pull(self, pull: Pull, timeout: float | None) -> Reply:
-        request = pb.GetGlobalModelRequest(session=wire.pack_session(pull.session), wait_seconds=pull.wait, holds=pull.holds)
+        request = pb.GetGlobalModelRequest(
+            session=wire.pack_session(pull.session), wait_seconds=pull.wait, holds=pull.holds, stream=self._broke
+        )
         patience = pull.wait + _PULL_MARGIN if timeout is None else timeout
         data = self._unary(self._models, "GetGlobalModel", request.SerializeToString(), patience)
         response, body = without_body(pb.GetGlobalModelResponse, data)
@@ -76,18 +98,23 @@ class GrpcConnection(Connection):
             return Reply(answer)
         if not response.stream:
             return Reply(answer, [body])
-        fetch = pb.GetGlobalModelRequest(session=request.session, task_id=answer.task.id)
-        return Reply(answer, self._download(fetch.SerializeToString(), answer.manifest.total_bytes))
+        return Reply(answer, self._download(Fetch(pull.session, answer.task.id, answer.manifest.total_bytes)))
 
-    def _download(self, fetch: bytes, total: int) -> Iterator[memoryview]:
-        assembly = Assembly(pb.ModelChunk, total, LARGEST_CHUNK, SMALLEST_CHUNK)
-        start: Any = self._models.unary_stream(_path("GetGlobalModelStream"))
-        call = start(fetch)
+    def _download(self, fetch: Fetch) -> Iterator[memoryview]:
+        assembly = Assembly(pb.ModelChunk, fetch.total_bytes - fetch.offset, LARGEST_CHUNK, SMALLEST_CHUNK)
+        channel = self._models
+        start: Any = channel.unary_stream(_path("GetGlobalModelStream"))
         try:
-            for data in call:
-                yield assembly.take(_whole(data))
+            call = start(wire.pack_fetch(fetch).SerializeToString())
+        except ValueError as error:
+            raise _gone(error) from None
+        try:
+            with Watch(self._stall, lambda: self._carries(channel), call.cancel) as watch:
+                for data in call:
+                    yield assembly.take(_whole(data))
+                    watch.progress()
         except grpc.RpcError as error:
-            raise status.error_of(error, self._target) from None
+            raise self._stalled(channel) if watch.ended else status.error_of(error, self._target) from None
         finally:
             call.cancel()  # it may be left early
         assembly.end()
@@ -96,11 +123,13 @@ class GrpcConnection(Connection):
         header = wire.pack_submit(submit)
         total = submit.manifest.total_bytes
         try:
-            if self._transfer.streams(total, (info.name for info in submit.manifest.tensors)):
+            names = (info.name for info in submit.manifest.tensors)
+            if self._transfer.streams(total, names) or (self._broke and total > RESUMABLE):
                 data = self._upload(_Upload(header, body, total, self._chunk_bytes), timeout)
             else:
                 whole = with_body(pb.SubmitModelUpdateRequest(header=header), body, total)
-                data = self._unary(self._models, "SubmitModelUpdate", whole, timeout)
+                start: Any = self._models.unary_unary(_path("SubmitModelUpdate"))
+                data = self._outcome(self._models, start.future(whole, timeout=timeout))
         except grpc.RpcError as error:
             refused = status.outcome_of(error)
             if refused is None:
@@ -109,15 +138,47 @@ class GrpcConnection(Connection):
         return wire.unpack_submitted(parse(pb.SubmitModelUpdateResponse, data))
 
     def _upload(self, upload: _Upload, timeout: float | None) -> bytes:
+        channel = self._models
+        start: Any = channel.stream_unary(_path("SubmitModelUpdateStream"))
+        call = start.future(iter(upload), timeout=timeout)
+        upload.call.set_result(call)
         try:
-            start: Any = self._models.stream_unary(_path("SubmitModelUpdateStream"))
-            call = start.future(iter(upload), timeout=timeout)
-            upload.call.set_result(call)
-            return _whole(call.result())
+            return self._outcome(channel, call, lambda: upload.chunks)
         except grpc.RpcError:
             if upload.error is not None:  # grpc would say no more than that the iterator raised
                 raise upload.error from None
             raise
+
+    def _outcome(self, channel: grpc.Channel, call: Any, progress: Callable[[], int] = lambda: 0) -> bytes:
+        """Wait for a call's answer, however long that takes, as long as its connection carries anything."""
+        while True:
+            before = progress()
+            try:
+                return _whole(call.result(self._stall))
+            except grpc.FutureTimeoutError:
+                if progress() == before and not self._carries(channel):
+                    call.cancel()
+                    raise self._stalled(channel) from None
+
+    def _carries(self, channel: grpc.Channel) -> bool:
+        """Return whether a connection still carries a question to the server and its answer back."""
+        ask: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+        try:
+            ask(b"", timeout=self._stall)
+        except grpc.RpcError as error:
+            return error.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+        except ValueError:  # it was closed meanwhile
+            return False
+        return True
+
+    def _stalled(self, channel: grpc.Channel) -> DeadlineExceeded:
+        """Give a connection up on which nothing moves any more, and return the error that says so."""
+        with self._lock:
+            self._broke = True
+            if channel is self._models and not self._closed:
+                self._models = self._channel()
+                channel.close()
+        return DeadlineExceeded(f"nothing went to or from {self._target} for {self._stall:g} s", reason="STALLED_STREAM")
 
     def _unary(self, channel: grpc.Channel, name: str, data: bytes, timeout: float | None) -> bytes:
         call: Any = channel.unary_unary(_path(name))
@@ -130,21 +191,43 @@ class _Upload:
     Attributes:
         call: to be told of the call that they are read by.
         error: what went wrong while they were read.
+        chunks: how many were read so far.
     """
 
     def __init__(self, header: pb.UpdateHeader, body: Body, total: int, chunk_bytes: int):
         self._header, self._body, self._total, self._chunk_bytes = header, body, total, chunk_bytes
+        self.chunks = 0
         self.call: Future[Any] = Future()
         self.error: Exception | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         yield pb.ModelUpdateChunk(header=self._header).SerializeToString()
-        self.call.result().initial_metadata()  # there when the server reads on, or the call is over
+        metadata = dict(self.call.result().initial_metadata())  # there when the server reads on, or the call is over
         try:
-            yield from chunks(pb.ModelUpdateChunk, self._body, self._total, self._chunk_bytes)
+            offset = _offset(metadata.get(OFFSET, "0"), self._total)
+            rest = chunks(pb.ModelUpdateChunk, behind(self._body, offset), self._total - offset, self._chunk_bytes)
+            for chunk in rest:
+                yield chunk
+                self.chunks += 1
         except Exception as error:
             self.error = error
             raise
+
+
+def _gone(error: ValueError) -> ConnectionLost:
+    """Return what grpc means with a ValueError: a channel that was closed meanwhile."""
+    return ConnectionLost(f"the connection is closed: {error}")
+
+
+def _offset(text: str, total: int) -> int:
+    """Return how many bytes of an upload the server has.
+
+    Raises:
+        ProtocolError: it cannot have so many.
+    """
+    if not text.isdecimal() or int(text) > total:
+        raise ProtocolError(f"the server claims to have {text[:20]!r} of {total} bytes", reason="BAD_OFFSET")
+    return int(text)
 
 
 def _whole(data: bytes | None) -> bytes:

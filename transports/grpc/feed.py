@@ -18,7 +18,7 @@ class Feed:
 
     Args:
         loop: the event loop of the server.
-        go: tells the client to send.
+        go: tells the client to send, from an offset on.
         source: the messages behind the header.
         assembly: checks the chunks, on the reader's thread.
         stall_timeout: seconds to wait for a chunk.
@@ -27,7 +27,7 @@ class Feed:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        go: Callable[[], Awaitable[object]],
+        go: Callable[[int], Awaitable[object]],
         source: AsyncIterator[bytes],
         assembly: Assembly,
         stall_timeout: float,
@@ -36,7 +36,13 @@ class Feed:
         self._chunks: queue.SimpleQueue[bytes | Exception | None] = queue.SimpleQueue()
         self._room = asyncio.Semaphore(_AHEAD)
         self._pump: asyncio.Task[None] | None = None
-        self._closed = False
+        self._closed, self._offset = False, 0
+
+    def behind(self, offset: int) -> Feed:
+        """Have the client leave out the first ``offset`` bytes."""
+        self._offset = offset
+        self._assembly.total -= offset
+        return self
 
     def __iter__(self) -> Iterator[memoryview]:
         self._loop.call_soon_threadsafe(self._start)
@@ -58,7 +64,7 @@ class Feed:
 
     async def _read(self) -> None:
         try:
-            await self._go()
+            await self._go(self._offset)
             async for chunk in self._source:
                 await self._room.acquire()
                 self._chunks.put(chunk)

@@ -25,6 +25,12 @@ ChunkKind: TypeAlias = type[pb.ModelChunk] | type[pb.ModelUpdateChunk]
 SMALLEST_CHUNK, LARGEST_CHUNK = 1 << 16, 4 << 20
 """Bounds of a chunk in bytes. Only the last one of a body may be smaller, or a peer could send millions of tiny ones."""
 
+RESUMABLE = 4 * LARGEST_CHUNK
+"""Bodies of more bytes are streamed where the connection has broken before, so that they can be gone on with."""
+
+OFFSET = "fedcore-offset"
+"""Initial metadata of the server: how many bytes of an upload it has already; the client sends those behind them."""
+
 _BODY_FIELD = 15
 _BODY_TAG = bytes([_BODY_FIELD << 3 | 2])
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5

@@ -13,7 +13,6 @@ import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from functools import partial
 from secrets import token_hex
 from typing import Any, NoReturn
 
@@ -24,13 +23,23 @@ from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from fedcore.errors import AddressError, FedcoreError, ProtocolError, RemoteError
-from fedcore.messages import Assigned, Fetch, Pull, StatusQuery
+from fedcore.messages import Assigned, Pull, Rest, StatusQuery
 from fedcore.protos import fedcore_pb2 as pb
 from fedcore.security import Identity
 from fedcore.transport import Body, Handler, Listener, Reply, Request
 from fedcore.transports.grpc import status, wire
 from fedcore.transports.grpc.feed import Feed
-from fedcore.transports.grpc.framing import LARGEST_CHUNK, SMALLEST_CHUNK, Assembly, chunks, parse, with_body, without_body
+from fedcore.transports.grpc.framing import (
+    LARGEST_CHUNK,
+    OFFSET,
+    RESUMABLE,
+    SMALLEST_CHUNK,
+    Assembly,
+    chunks,
+    parse,
+    with_body,
+    without_body,
+)
 from fedcore.transports.grpc.options import server_options
 from fedcore.transports.grpc.policy import TransferPolicy
 
@@ -70,6 +79,8 @@ class GrpcListener(Listener):
             return
         self._stopped = True
         self._call(self._stop(grace))
+        # grpc's own thread ends with the last server; one that runs while the interpreter ends can abort the process
+        del self._server, self._health
         self._end_loop()
 
     async def _start(self, message_limit: int) -> int:
@@ -169,6 +180,7 @@ class Service:
         manifest = reply.message.manifest
         total = manifest.total_bytes
         stream = self._transfer.streams(total, (info.name for info in manifest.tensors))
+        stream = stream or (request.stream and total > RESUMABLE)
         answer = wire.pack_pulled(reply.message, stream=stream)
         if stream or not total:
             return answer.SerializeToString()
@@ -177,18 +189,18 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(None, with_body, answer, reply.body, total)
 
     async def _fetch(self, data: bytes, context: Any) -> AsyncIterator[bytes]:
-        reply = await self._guarded(self._fetched)(data, context)
-        cut = chunks(pb.ModelChunk, reply.body, reply.message.manifest.total_bytes, self._chunk_bytes)
+        length, body = await self._guarded(self._fetched)(data, context)
+        cut = chunks(pb.ModelChunk, body, length, self._chunk_bytes)
         next_chunk = self._guarded(_next_of)
         while (chunk := await next_chunk(cut, context)) is not None:
             yield chunk
 
-    async def _fetched(self, data: bytes, context: Any) -> Reply:
-        request = parse(pb.GetGlobalModelRequest, data)
-        reply = await self._ask(context, Fetch(wire.unpack_session(request.session), request.task_id))
-        if not isinstance(reply.message, Assigned):
+    async def _fetched(self, data: bytes, context: Any) -> tuple[int, Body]:
+        fetch = wire.unpack_fetch(parse(pb.GetGlobalModelRequest, data))
+        reply = await self._ask(context, fetch)
+        if not isinstance(reply.message, Rest):
             raise ProtocolError("the task is over: pull again", reason="NOT_SELECTED")
-        return reply
+        return reply.message.total_bytes - fetch.offset, reply.body
 
     async def _submit(self, data: bytes, context: Any) -> bytes:
         request, body = without_body(pb.SubmitModelUpdateRequest, data)
@@ -205,7 +217,10 @@ class Service:
             raise ProtocolError("the first message of an upload holds the header, and no data", reason="PROTOCOL_ORDER")
         header = wire.unpack_submit(first.header)
         assembly = Assembly(pb.ModelUpdateChunk, header.manifest.total_bytes, LARGEST_CHUNK, SMALLEST_CHUNK)
-        go = partial(context.send_initial_metadata, ())  # else what is sent ahead of its turn would fill gRPC's buffers
+
+        async def go(offset: int) -> None:  # else what is sent ahead of its turn would fill gRPC's buffers
+            await context.send_initial_metadata(((OFFSET, str(offset)),))
+
         feed = Feed(asyncio.get_running_loop(), go, messages, assembly, self._stall_timeout)
         try:
             return await self._submitted(await self._ask(context, header, feed), context)

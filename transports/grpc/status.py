@@ -24,6 +24,7 @@ from fedcore.errors import (
     RemoteError,
     SessionError,
     TooLarge,
+    TooOften,
     UpdateRejected,
     from_reason,
 )
@@ -34,6 +35,7 @@ _DOMAIN = "fedcore"
 _LONGEST_MESSAGE = 1024
 
 _BY_REASON = {
+    "BAD_OFFSET": grpc.StatusCode.OUT_OF_RANGE,
     "NO_COMMON_CODEC": grpc.StatusCode.FAILED_PRECONDITION,
     "PROTOCOL_VERSION": grpc.StatusCode.FAILED_PRECONDITION,
     "BASE_MISMATCH": grpc.StatusCode.FAILED_PRECONDITION,
@@ -55,6 +57,7 @@ _BY_ERROR: list[tuple[type[FedcoreError], grpc.StatusCode]] = [
     (SessionError, grpc.StatusCode.FAILED_PRECONDITION),
     (ChecksumError, grpc.StatusCode.DATA_LOSS),
     (TooLarge, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (TooOften, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UpdateRejected, grpc.StatusCode.INVALID_ARGUMENT),
     (ProtocolError, grpc.StatusCode.INVALID_ARGUMENT),
     (ConfigError, grpc.StatusCode.INVALID_ARGUMENT),

@@ -20,7 +20,7 @@ class Grpc(Transport):
     Args:
         transfer: when a body is streamed.
         chunk_bytes: size of a chunk of a stream, 64 KiB to 4 MiB. Smaller ones suit links below 1 Mbit/s.
-        stall_timeout: seconds a stream may go without a chunk before it is ended.
+        stall_timeout: seconds a stream may go without a chunk before it is ended, by either side.
         insecure: allow plaintext on addresses that other machines can reach.
 
     Raises:
@@ -56,7 +56,9 @@ class Grpc(Transport):
         """Prepare to speak to ``host:port`` or ``unix:/path``."""
         target = parse(address)
         check_plaintext(target, insecure=self.insecure, serving=False)
-        return GrpcConnection(target, transfer=self.transfer, chunk_bytes=self.chunk_bytes)
+        return GrpcConnection(
+            target, transfer=self.transfer, chunk_bytes=self.chunk_bytes, stall_timeout=self.stall_timeout
+        )
 
     def __repr__(self) -> str:
         return (

@@ -13,15 +13,14 @@ from fedcore.messages import (
     Beat,
     BeatReply,
     ClientStatus,
-    Config,
     Directive,
+    Fetch,
     Finished,
     Kind,
     Manifest,
     Outcome,
     Register,
     Registered,
-    Scalar,
     ServerStatus,
     Session,
     Status,
@@ -30,10 +29,10 @@ from fedcore.messages import (
     Task,
     TensorInfo,
     Traffic,
-    Value,
     Wait,
 )
 from fedcore.protos import fedcore_pb2 as pb
+from fedcore.values import Config, Scalar, Value
 
 _SPECS = 8  # of how many payloads the description is remembered: all tasks and updates of a round have one or two
 _LARGEST_KNOWN = 1 << 18  # bytes of a description that is remembered; a peer may send much larger ones
@@ -220,6 +219,18 @@ def unpack_pulled(message: pb.GetGlobalModelResponse) -> Assigned | Wait | Finis
 
 
 # --- upload ---
+
+
+def pack_fetch(fetch: Fetch) -> pb.GetGlobalModelRequest:
+    """Return ``fetch`` as protobuf."""
+    return pb.GetGlobalModelRequest(
+        session=pack_session(fetch.session), task_id=fetch.task_id, offset=fetch.offset, total_bytes=fetch.total_bytes
+    )
+
+
+def unpack_fetch(message: pb.GetGlobalModelRequest) -> Fetch:
+    """Return what ``message`` says."""
+    return Fetch(unpack_session(message.session), message.task_id, message.total_bytes, message.offset)
 
 
 def pack_submit(submit: Submit) -> pb.UpdateHeader:

@@ -13,18 +13,16 @@ from grpc_health.v1 import health_pb2
 from fedcore import Grpc
 from fedcore.errors import AddressError, SchemaMismatch
 from fedcore.messages import (
-    Assigned,
     Beat,
     BeatReply,
-    Kind,
     Manifest,
     Outcome,
     Pull,
+    Rest,
     Session,
     Status,
     Submit,
     Submitted,
-    Task,
     Wait,
 )
 from fedcore.protos import fedcore_pb2 as pb
@@ -178,7 +176,7 @@ def test_w13_nor_does_a_body_that_breaks_off():
         raise RuntimeError(f"cannot read {SECRET}")
 
     def answer(request):
-        return Reply(Assigned(Task("t", Kind.FIT, 1), Manifest("c", 4096, (10,))), body())
+        return Reply(Rest(10), body())
 
     with served(answer) as (channel, _):
         code, _, text = refused(channel.unary_stream(SERVICE + "GetGlobalModelStream"), b"")

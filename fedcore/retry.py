@@ -1,0 +1,81 @@
+"""Trying again: with pauses of full jitter that grow, as long as there is hope and patience."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from typing import TypeVar
+
+from fedcore.clock import Clock
+from fedcore.errors import ChecksumError, FedcoreError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+_CHECKSUM_TRIES = 3  # bytes that arrive changed again and again are no accident of the network
+
+
+class Persistence:
+    """How somebody goes on who fails.
+
+    Args:
+        patience: seconds to go on trying without success.
+        clock: the time.
+        seed: of the jitter.
+        pause: waits for so many seconds, or less where that makes sense.
+        hopeless: whether there is no sense in going on.
+    """
+
+    def __init__(
+        self, patience: float, clock: Clock, seed: str, pause: Callable[[float], object], hopeless: Callable[[], bool]
+    ):
+        self._patience, self._clock, self._pause, self._hopeless = patience, clock, pause, hopeless
+        self._jitter = random.Random(seed)  # noqa: S311 - spreads retries, no secret
+
+    def insist(self, attempt: Callable[[], T]) -> T:
+        """Make an attempt until it works.
+
+        Raises:
+            FedcoreError: the last error, when there is no hope or no patience left.
+        """
+        trial = self.trial()
+        while True:
+            try:
+                return attempt()
+            except FedcoreError as error:
+                trial.failed(error)
+
+    def trial(self) -> Trial:
+        """Begin something that may fail several times."""
+        return Trial(self)
+
+
+class Trial:
+    """Something that may fail several times, until it works or is given up."""
+
+    def __init__(self, of: Persistence):
+        self._of = of
+        self.succeeded()
+
+    def succeeded(self) -> None:
+        """Say that there was progress: patience begins anew."""
+        self._since: float | None = None
+        self._longest, self._corrupted = _FIRST_PAUSE, 0
+
+    def failed(self, error: FedcoreError) -> None:
+        """Pause after a failure.
+
+        Raises:
+            FedcoreError: this error, if it is the last.
+        """
+        of, now = self._of, self._of._clock.now()
+        self._since = now if self._since is None else self._since
+        self._corrupted += isinstance(error, ChecksumError)
+        hopeless = not error.retryable or self._corrupted >= _CHECKSUM_TRIES or of._hopeless()
+        if hopeless or now - self._since >= of._patience:
+            raise error
+        log.debug("%s; trying again", error)
+        of._pause(of._jitter.uniform(0, self._longest))
+        self._longest = min(2 * self._longest, _LONGEST_PAUSE)

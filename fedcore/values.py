@@ -1,0 +1,80 @@
+"""What configurations and metrics may hold, and numbers of examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from fedcore.errors import BadMetric, InvalidWeight
+
+Scalar: TypeAlias = bool | int | float | str | bytes
+Value: TypeAlias = Scalar | Sequence[Scalar]
+Config: TypeAlias = Mapping[str, Value]
+
+_MAX_FIELDS, _MAX_KEY, _MAX_TEXT = 256, 128, 1 << 16
+
+
+def check_config(config: Config, what: str = "config") -> dict[str, Value]:
+    """Return a copy of ``config`` if its values are scalars (bool, int64, float, str, bytes) or flat lists of them.
+
+    Raises:
+        BadMetric: naming the key.
+    """
+    if len(config) > _MAX_FIELDS:
+        raise BadMetric(f"{what} has {len(config)} keys, more than {_MAX_FIELDS}", reason="TOO_MANY_FIELDS")
+    return {_check_key(key, what): _check_value(value, f"{what}[{key!r}]") for key, value in config.items()}
+
+
+def _check_key(key: object, what: str) -> str:
+    if not isinstance(key, str) or len(key) > _MAX_KEY:
+        raise BadMetric(f"{what}: key {str(key)[:40]!r} must be a string of at most {_MAX_KEY} characters")
+    return str(_check_scalar(key, f"{what}: a key"))
+
+
+def _check_value(value: object, what: str) -> Value:
+    if isinstance(value, list | tuple):
+        if len(value) > _MAX_TEXT:
+            raise BadMetric(f"{what} is longer than {_MAX_TEXT} items")
+        return [_check_scalar(item, f"an item of {what}") for item in value]
+    return _check_scalar(value, what)
+
+
+def _check_scalar(value: object, what: str) -> Scalar:
+    if isinstance(value, str | bytes):
+        if len(value) > _MAX_TEXT:
+            raise BadMetric(f"{what} is longer than {_MAX_TEXT}")
+        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+            raise BadMetric(f"{what} holds a lone surrogate, which is not text")
+        return value
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise BadMetric(f"{what} does not fit 64 bits")
+    if isinstance(value, bool | int | float):
+        return value
+    raise BadMetric(f"{what} is a {type(value).__name__}; allowed: bool, int, float, str, bytes, or a flat list of them")
+
+
+def check_metrics(metrics: Config) -> dict[str, float]:
+    """Return a client's metrics as floats. Values that are not finite are dropped: a bad number is no reason to lose an update.
+
+    Raises:
+        BadMetric: a value is not a number, or there are too many keys.
+    """
+    checked: dict[str, float] = {}
+    for key, value in check_config(metrics, "metrics").items():
+        if not isinstance(value, bool | int | float):
+            raise BadMetric(f"metrics[{key!r}] is a {type(value).__name__}, not a number")
+        if math.isfinite(value):
+            checked[key] = float(value)
+    return checked
+
+
+def check_num_examples(num_examples: object, cap: int) -> int:
+    """Return ``num_examples`` if it is an integer from 1 to ``cap``.
+
+    Raises:
+        InvalidWeight: otherwise.
+    """
+    if isinstance(num_examples, bool) or not isinstance(num_examples, int) or not 1 <= num_examples <= cap:
+        raise InvalidWeight(f"num_examples must be an integer from 1 to {cap}, not {num_examples!r}")
+    return num_examples
