@@ -21,6 +21,9 @@
     │   ├── NotRegistered               register (again), then retry
     │   ├── Fenced                      a newer process took over this client_id
     │   └── RunChanged                  the server runs another federation now
+    ├── AccessError                     the peer's: it may not do this
+    │   ├── Unauthenticated             the transport could not verify who it is
+    │   └── PermissionDenied            who it is may not do that
     ├── TransportError                  nobody's: the network
     │   ├── ConnectionLost (ConnectionError)   retryable
     │   ├── DeadlineExceeded (TimeoutError)    retryable
@@ -165,6 +168,24 @@ class RunChanged(SessionError):
     reason = "RUN_CHANGED"
 
 
+class AccessError(FedcoreError):
+    """The peer may not do what it asks for; nothing was done."""
+
+    reason = "ACCESS"
+
+
+class Unauthenticated(AccessError):
+    """The transport could not verify who the peer is: a certificate or a token is missing, or not good."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(AccessError):
+    """Who the peer is may not do that; ``IDENTITY_MISMATCH``: not for somebody else, ``REVOKED``: nothing any more."""
+
+    reason = "PERMISSION_DENIED"
+
+
 class TransportError(FedcoreError):
     """The network failed, or a message could not be carried."""
 
@@ -251,6 +272,8 @@ def _tree(root: type[FedcoreError]) -> Iterator[type[FedcoreError]]:
 _FINER: dict[str, type[FedcoreError]] = {
     "BAD_CLIENT_ID": ConfigError,
     "INSECURE_ADDRESS": AddressError,
+    "IDENTITY_MISMATCH": PermissionDenied,
+    "REVOKED": PermissionDenied,
     "BAD_DTYPE": SchemaMismatch,
     "TOO_MANY_FIELDS": BadMetric,
     "BAD_OFFSET": ProtocolError,

@@ -22,6 +22,7 @@ from secrets import token_hex
 from tempfile import gettempdir
 
 from fedcore import events as ev
+from fedcore.access import check_access
 from fedcore.clock import Clock
 from fedcore.codec import Codec
 from fedcore.config import ServerConfig
@@ -273,6 +274,7 @@ class Hub:
 
     def _dispatch(self, request: Request, future: Future[Reply]) -> None:
         message = request.message
+        check_access(request.peer, message)
         if self.suspended:
             raise _leaving()
         if isinstance(message, Pull):

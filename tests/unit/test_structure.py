@@ -13,8 +13,8 @@ SHELVES = ("codecs", "transports", "protos", "strategies", "filters", "estimator
 ROWS = [
     {"errors", "parameters", "messages", "values", "shards", "pool", "views", "extents"},
     {
-        "codec", "transport", "client", "aggregator", "fixedpoint", "strategy", "policy", "registry", "security", "config",
-        "events", "history", "compression", "tensorwise", "blockwise", "durable", "goal",
+        "codec", "transport", "client", "aggregator", "fixedpoint", "strategy", "policy", "registry", "security", "access",
+        "config", "events", "history", "compression", "tensorwise", "blockwise", "durable", "goal",
     },
     {"coordinator", "round", "rounds", "roster", "phase", "progress"},
     {
@@ -24,7 +24,7 @@ ROWS = [
         "failpoints",
     },
     set(SHELVES),
-    {"cli", "demo", "demo_roles", "children", "state_commands", "__main__"},
+    {"cli", "demo", "demo_roles", "children", "state_commands", "pki", "__main__"},
 ]  # fmt: skip
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 

@@ -13,8 +13,10 @@ import grpc
 from fedcore.errors import ConnectionLost, DeadlineExceeded, ProtocolError
 from fedcore.messages import Assigned, Beat, Fetch, Message, Pull, Register, Rest, StatusQuery, Submit, Submitted
 from fedcore.protos import fedcore_pb2 as pb
+from fedcore.security import TLS
 from fedcore.transport import Body, Connection, Reply, behind
 from fedcore.transports.grpc import status, wire
+from fedcore.transports.grpc.credentials import Files, channel_credentials
 from fedcore.transports.grpc.framing import (
     LARGEST_CHUNK,
     OFFSET,
@@ -31,20 +33,26 @@ from fedcore.transports.grpc.policy import TransferPolicy
 from fedcore.transports.grpc.watch import Watch
 
 SERVICE = pb.DESCRIPTOR.services_by_name["FederatedLearningService"].full_name
+_HEART_LIMIT = 1 << 20  # bytes of a heartbeat, with all that grpc puts around it
 _PULL_MARGIN = 30.0  # seconds a pull may take beyond what the server was asked to hold it
 
 
 class GrpcConnection(Connection):
     """Speaks to one server. Nothing is sent before the first request."""
 
-    def __init__(self, target: str, *, transfer: TransferPolicy, chunk_bytes: int, stall_timeout: float):
+    def __init__(
+        self, target: str, *, transfer: TransferPolicy, chunk_bytes: int, stall_timeout: float, tls: TLS | None = None
+    ):
         self._target, self._transfer, self._chunk_bytes, self._stall = target, transfer, chunk_bytes, stall_timeout
-        self._models = self._channel()
-        self._hearts = grpc.insecure_channel(target, channel_options(1 << 20))
+        self._files = None if tls is None else Files(tls)
+        self._models, self._hearts = self._channel(transfer.message_limit), self._channel(_HEART_LIMIT)
         self._closed, self._broke, self._lock = False, False, threading.Lock()
 
-    def _channel(self) -> grpc.Channel:
-        return grpc.insecure_channel(self._target, channel_options(self._transfer.message_limit))
+    def _channel(self, message_limit: int) -> grpc.Channel:
+        options = channel_options(message_limit)
+        if self._files is None:
+            return grpc.insecure_channel(self._target, options)
+        return grpc.secure_channel(self._target, channel_credentials(self._files), options)
 
     def request(self, message: Message, body: Body = (), timeout: float | None = None) -> Reply:
         """Send one message and wait for its reply."""
@@ -176,7 +184,7 @@ class GrpcConnection(Connection):
         with self._lock:
             self._broke = True
             if channel is self._models and not self._closed:
-                self._models = self._channel()
+                self._models = self._channel(self._transfer.message_limit)
                 channel.close()
         return DeadlineExceeded(f"nothing went to or from {self._target} for {self._stall:g} s", reason="STALLED_STREAM")
 

@@ -25,9 +25,10 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from fedcore.errors import AddressError, FedcoreError, ProtocolError, RemoteError
 from fedcore.messages import Assigned, Pull, Rest, StatusQuery
 from fedcore.protos import fedcore_pb2 as pb
-from fedcore.security import Identity
+from fedcore.security import TLS, Identity
 from fedcore.transport import Body, Handler, Listener, Reply, Request
 from fedcore.transports.grpc import status, wire
+from fedcore.transports.grpc.credentials import identity, server_credentials
 from fedcore.transports.grpc.feed import Feed
 from fedcore.transports.grpc.framing import (
     LARGEST_CHUNK,
@@ -53,9 +54,17 @@ class GrpcListener(Listener):
     """Serves a handler over gRPC until it is stopped."""
 
     def __init__(
-        self, target: str, handler: Handler, *, transfer: TransferPolicy, chunk_bytes: int, stall_timeout: float
+        self,
+        target: str,
+        handler: Handler,
+        *,
+        transfer: TransferPolicy,
+        chunk_bytes: int,
+        stall_timeout: float,
+        tls: TLS | None = None,
     ):
-        self._target, self._service = target, Service(handler, transfer, chunk_bytes, stall_timeout)
+        self._target, self._tls = target, tls
+        self._service = Service(handler, transfer, chunk_bytes, stall_timeout, verifies=tls is not None)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fedcore-grpc", daemon=True)
         self._thread.start()
@@ -92,7 +101,10 @@ class GrpcListener(Listener):
         if _is_served(self._target):
             raise taken
         try:
-            port = self._server.add_insecure_port(self._target)
+            if self._tls is None:
+                port = self._server.add_insecure_port(self._target)
+            else:
+                port = self._server.add_secure_port(self._target, server_credentials(self._tls))
         except RuntimeError as error:
             raise taken from error
         await self._server.start()
@@ -127,8 +139,10 @@ class GrpcListener(Listener):
 class Service:
     """The seven calls of ``fedcore.v1.FederatedLearningService``."""
 
-    def __init__(self, handler: Handler, transfer: TransferPolicy, chunk_bytes: int, stall_timeout: float):
-        self._handler, self._transfer = handler, transfer
+    def __init__(
+        self, handler: Handler, transfer: TransferPolicy, chunk_bytes: int, stall_timeout: float, *, verifies: bool = False
+    ):
+        self._handler, self._transfer, self._verifies = handler, transfer, verifies
         self._chunk_bytes, self._stall_timeout = chunk_bytes, stall_timeout
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -165,8 +179,8 @@ class Service:
         return guarded
 
     async def _ask(self, context: Any, message: Any, body: Body = ()) -> Reply:
-        request = Request(message, body, Identity(address=context.peer()))
-        return await asyncio.wrap_future(self._handler(request))
+        peer = identity(context.peer(), context.auth_context()) if self._verifies else Identity(context.peer())
+        return await asyncio.wrap_future(self._handler(Request(message, body, peer)))
 
     async def _register(self, data: bytes, context: Any) -> bytes:
         reply = await self._ask(context, wire.unpack_register(parse(pb.RegisterClientRequest, data)))

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError as ProtobufError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from fedcore.errors import (
+    AccessError,
     ChecksumError,
     ConfigError,
     ConnectionLost,
@@ -25,6 +26,7 @@ from fedcore.errors import (
     SessionError,
     TooLarge,
     TooOften,
+    Unauthenticated,
     UpdateRejected,
     from_reason,
 )
@@ -54,6 +56,8 @@ _BY_OUTCOME = {
     Outcome.NOT_SELECTED: grpc.StatusCode.PERMISSION_DENIED,
 }
 _BY_ERROR: list[tuple[type[FedcoreError], grpc.StatusCode]] = [
+    (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (AccessError, grpc.StatusCode.PERMISSION_DENIED),
     (SessionError, grpc.StatusCode.FAILED_PRECONDITION),
     (ChecksumError, grpc.StatusCode.DATA_LOSS),
     (TooLarge, grpc.StatusCode.RESOURCE_EXHAUSTED),

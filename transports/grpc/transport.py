@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedcore.errors import ConfigError
+from fedcore.security import TLS
 from fedcore.transport import Connection, Handler, Listener, Transport
 from fedcore.transports.grpc.client import GrpcConnection
 from fedcore.transports.grpc.framing import LARGEST_CHUNK, SMALLEST_CHUNK
@@ -21,6 +22,7 @@ class Grpc(Transport):
         transfer: when a body is streamed.
         chunk_bytes: size of a chunk of a stream, 64 KiB to 4 MiB. Smaller ones suit links below 1 Mbit/s.
         stall_timeout: seconds a stream may go without a chunk before it is ended, by either side.
+        tls: the certificates of this end; connections are encrypted then, and both ends know who the other is.
         insecure: allow plaintext on addresses that other machines can reach.
 
     Raises:
@@ -35,33 +37,39 @@ class Grpc(Transport):
         transfer: TransferPolicy | None = None,
         chunk_bytes: int = CHUNK_BYTES,
         stall_timeout: float = 30.0,
+        tls: TLS | None = None,
         insecure: bool = False,
     ):
         if not SMALLEST_CHUNK <= chunk_bytes <= LARGEST_CHUNK:
             raise ConfigError(f"Grpc.chunk_bytes must be from 64 KiB to 4 MiB, not {chunk_bytes!r}")
         if not stall_timeout > 0:
             raise ConfigError(f"Grpc.stall_timeout must be above 0, not {stall_timeout!r}")
-        self.transfer = transfer or TransferPolicy()
+        if tls is not None and insecure:
+            raise ConfigError("Grpc: insecure=True is for plaintext; with tls there is none")
+        self.transfer, self.tls = transfer or TransferPolicy(), tls
         self.chunk_bytes, self.stall_timeout, self.insecure = chunk_bytes, stall_timeout, insecure
 
     def listen(self, address: str, handler: Handler) -> Listener:
         """Serve at ``host:port`` or ``unix:/path``."""
         target = parse(address)
-        check_plaintext(target, insecure=self.insecure, serving=True)
+        if self.tls is None:
+            check_plaintext(target, insecure=self.insecure, serving=True)
         return GrpcListener(
-            target, handler, transfer=self.transfer, chunk_bytes=self.chunk_bytes, stall_timeout=self.stall_timeout
-        )
+            target, handler, transfer=self.transfer, chunk_bytes=self.chunk_bytes, stall_timeout=self.stall_timeout,
+            tls=self.tls,
+        )  # fmt: skip
 
     def connect(self, address: str) -> Connection:
         """Prepare to speak to ``host:port`` or ``unix:/path``."""
         target = parse(address)
-        check_plaintext(target, insecure=self.insecure, serving=False)
+        if self.tls is None:
+            check_plaintext(target, insecure=self.insecure, serving=False)
         return GrpcConnection(
-            target, transfer=self.transfer, chunk_bytes=self.chunk_bytes, stall_timeout=self.stall_timeout
+            target, transfer=self.transfer, chunk_bytes=self.chunk_bytes, stall_timeout=self.stall_timeout, tls=self.tls
         )
 
     def __repr__(self) -> str:
         return (
             f"Grpc(transfer={self.transfer!r}, chunk_bytes={self.chunk_bytes}, stall_timeout={self.stall_timeout}, "
-            f"insecure={self.insecure})"
+            f"tls={self.tls!r}, insecure={self.insecure})"
         )

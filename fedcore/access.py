@@ -1,0 +1,39 @@
+"""Who may do what: one table, asked before anything else looks at a request."""
+
+from __future__ import annotations
+
+from fedcore.errors import PermissionDenied, Unauthenticated
+from fedcore.messages import Beat, Fetch, Message, Pull, Register, StatusQuery, Submit
+from fedcore.security import Identity, Role
+
+_ALLOWED: dict[type[Message], frozenset[Role]] = {
+    **dict.fromkeys((Register, Pull, Fetch, Submit, Beat), frozenset({Role.CLIENT})),
+    StatusQuery: frozenset({Role.CLIENT, Role.OPERATOR, Role.ADMIN}),
+}
+
+
+def check_access(peer: Identity, message: Message) -> None:
+    """Check that a peer may ask for something. Where the transport verifies nobody, everybody may ask for everything.
+
+    Raises:
+        Unauthenticated: nobody knows who it is.
+        PermissionDenied: it has no such right, or speaks for somebody else.
+    """
+    if peer.role is None:
+        return
+    if peer.role is Role.ANONYMOUS:
+        raise Unauthenticated("this server knows its peers by certificates or tokens, and you have shown none that is good")
+    if peer.role not in _ALLOWED.get(type(message), ()):
+        raise PermissionDenied(f"{peer.role} {peer.name!r} may not ask for {type(message).__name__}")
+    claimed = claimed_by(message)
+    if claimed and claimed != peer.name:
+        shown = claimed if len(claimed) <= 64 else claimed[:61] + "..."
+        raise PermissionDenied(f"{peer.name!r} may not speak for {shown!r}", reason="IDENTITY_MISMATCH")
+
+
+def claimed_by(message: Message) -> str:
+    """Return the client that a message says it comes from, or ""."""
+    if isinstance(message, Register):
+        return message.client_id
+    session = getattr(message, "session", None)
+    return session.client_id if session is not None else ""

@@ -1,0 +1,93 @@
+"""TLS for gRPC: credentials from PEM files that may change while they are in use, and who a peer's certificate is for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import ssl
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from fedcore.errors import ConfigError
+from fedcore.security import TLS, Identity, Role, named
+
+_ALTERNATIVES, _CERTIFICATE = "x509_subject_alternative_name", "x509_pem_cert"
+
+
+class Files:
+    """The files of a :class:`~fedcore.security.TLS`, and whether they have changed since they were read.
+
+    Args:
+        tls: names them.
+    """
+
+    def __init__(self, tls: TLS):
+        self._paths = [Path(path) for path in (tls.authority, tls.certificate, tls.key) if path is not None]
+        self._tls, self._state = tls, self._look()
+
+    def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """Return the authority, the own chain and its key."""
+        self._state = self._look()
+        one, two, three = (
+            None if path is None else Path(path).read_bytes()
+            for path in (self._tls.authority, self._tls.certificate, self._tls.key)
+        )
+        return one, two, three
+
+    @property
+    def changed(self) -> bool:
+        """Whether they are others than were read; files that are just being replaced have not changed yet."""
+        try:
+            return self._look() != self._state
+        except OSError:
+            return False
+
+    def _look(self) -> list[tuple[int, int, int]]:
+        found = [os.stat(path) for path in self._paths]
+        return [(each.st_mtime_ns, each.st_size, each.st_ino) for each in found]
+
+
+def server_credentials(tls: TLS) -> grpc.ServerCredentials:
+    """Return what a server shows its clients, and asks of them: a certificate, if it knows who signs those.
+
+    gRPC speaks TLS 1.2 and 1.3 alone.
+    """
+    files = Files(tls)
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        authority, chain, key = files.read()
+        if chain is None or key is None:
+            raise ConfigError("Grpc.tls: a server needs a certificate and its key")
+        return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=authority)
+
+    def renewed() -> Any:
+        return configuration() if files.changed else None
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(), renewed, require_client_authentication=tls.authority is not None
+    )
+
+
+def channel_credentials(files: Files) -> grpc.ChannelCredentials:
+    """Return what a client shows its server, and by what it knows it."""
+    authority, chain, key = files.read()
+    return grpc.ssl_channel_credentials(authority, key, chain)
+
+
+def identity(address: str, found: Mapping[str, Sequence[bytes]]) -> Identity:
+    """Return who a peer is, by what gRPC found in its certificate."""
+    pem = found.get(_CERTIFICATE)
+    if not pem:
+        return Identity(address, role=Role.ANONYMOUS)
+    role, name, fingerprint = _of(bytes(pem[0]), tuple(bytes(each) for each in found.get(_ALTERNATIVES, ())))
+    return Identity(address, name, role, fingerprint)
+
+
+@lru_cache(maxsize=4096)
+def _of(pem: bytes, alternatives: tuple[bytes, ...]) -> tuple[Role, str, str]:
+    role, name = named([each.decode("utf-8", "replace") for each in alternatives])
+    return role, name, hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode())).hexdigest()
