@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from fedcore.errors import PermissionDenied, Unauthenticated
-from fedcore.messages import Beat, Fetch, Message, Pull, Register, StatusQuery, Submit
+from fedcore.messages import Beat, Command, Fetch, Message, Pull, Register, StatusQuery, Submit
 from fedcore.security import Identity, Role
 
 _ALLOWED: dict[type[Message], frozenset[Role]] = {
     **dict.fromkeys((Register, Pull, Fetch, Submit, Beat), frozenset({Role.CLIENT})),
     StatusQuery: frozenset({Role.CLIENT, Role.OPERATOR, Role.ADMIN}),
+    Command: frozenset({Role.ADMIN}),
 }
 
 

@@ -3,17 +3,6 @@
 It is pure. It never sleeps, opens a socket, reads a clock, draws a random number or touches a file; every method takes ``now``,
 seconds on a clock that never jumps. The caller serialises the calls, and takes what happened from :attr:`Coordinator.events`.
 
-A run goes through phases, and the table below is the law: a pair that is not in it cannot happen. ::
-
-    WAITING      not enough clients, or no model yet
-      | open
-    COLLECTING   a round is open; updates are admitted, then committed
-      | close (enough updates, or the deadline)
-    AGGREGATING  the strategy works, unless there are too few updates; the outcome is noted where it lasts
-      | publish (a new model)      | fail (no usable model)
-    WAITING ...                  WAITING, same model, next number
-    FINISHED     after the last round, after too many failures, or when told to stop
-
 An update is judged twice: :meth:`admit` from its header alone, before a byte of the body is read, and :meth:`commit` when
 it is whole, valid and durable. Only commit counts it, and it does so at most once per assignment: between the two the round
 may close, the client may be fenced, or the same update may arrive a second time.
@@ -60,6 +49,7 @@ class Coordinator:
         events: what happened since the caller last took it.
         rounds: what clients are asked.
         digest: of the model that rounds start from, or "".
+        held: why no round is opened at present, or "".
     """
 
     def __init__(
@@ -76,7 +66,7 @@ class Coordinator:
         self.events: list[ev.Event] = []
         self.roster = Roster(run_id, policy.quorum, heartbeat_timeout)
         self.rounds = Rounds()
-        self.digest = ""
+        self.digest, self.held = "", ""
 
     # --- clients ---
 
@@ -148,6 +138,24 @@ class Coordinator:
                 return BeatReply(True, Directive.ABORT_TASK, f"round {found.round} is over for this client")
         return BeatReply(True)
 
+    def evict(self, client_id: str, reason: str, now: float) -> None:
+        """Send a client away and take nothing more of it, until the run is taken up by another server; what counted counts.
+
+        Raises:
+            ProtocolError: there is no such client.
+        """
+        if client_id not in self.roster.members:
+            raise ProtocolError(f"there is no client {client_id[:64]!r}", reason="NO_SUCH_CLIENT")
+        self.roster.evict(client_id, reason, now)
+        self.events.append(ev.ClientEvicted(at=now, client_id=client_id, reason=reason))
+        for assignment in self.rounds.of(client_id):
+            self._give_back(assignment, f"evicted: {reason}", now)
+
+    def hold(self, reason: str) -> None:
+        """Open no more rounds, for a reason; "": open them again. A round that is open goes on to its end."""
+        self.held = reason
+        self.roster.stirs += 1
+
     # --- updates ---
 
     def admit(self, header: Submit, now: float) -> Ticket | Submitted:
@@ -180,14 +188,7 @@ class Coordinator:
         collection = assignment.collection
         if refusal := collection.refusal(ticket, self.round):
             return self._refuse(assignment.client_id, assignment.round, *refusal, now)
-        assignment.state = State.ACCEPTED
-        assignment.digest, assignment.num_examples = ticket.digest, ticket.num_examples
-        self.events.append(
-            ev.UpdateAccepted(
-                at=now, round=assignment.round, kind=assignment.kind, client_id=assignment.client_id,
-                num_examples=ticket.num_examples, accepted=collection.count, target=collection.policy.target,
-            )
-        )  # fmt: skip
+        self.events.append(assignment.accept(ticket, now))
         self._review(now)
         return Submitted(Outcome.ACCEPTED, round=self.round, directive=self._directive(assignment.client_id))
 
@@ -202,7 +203,7 @@ class Coordinator:
 
     def candidates(self, now: float) -> list[str] | None:
         """Return the clients a round may choose from, sorted, if one may open now."""
-        if self.phase is not Phase.WAITING or not self.digest or self.progress.complete:
+        if self.phase is not Phase.WAITING or not self.digest or self.progress.complete or self.held:
             return None
         available = self.roster.available
         opens = self.policy.opens_at(len(available), self.roster.quorum_since, now)
@@ -314,7 +315,7 @@ class Coordinator:
     def next_deadline(self, now: float) -> float | None:
         """Return when :meth:`tick` or :meth:`candidates` may next have something to do if nothing else happens."""
         due = [self.roster.next_expiry(), *self.rounds.closes_at()]
-        if self.phase is Phase.WAITING and self.roster.quorum_since is not None and self.digest:
+        if self.phase is Phase.WAITING and self.roster.quorum_since is not None and self.digest and not self.held:
             due += [when for when in [self.roster.quorum_since + self.policy.start_wait] if when > now]  # else it may open
         return min((when for when in due if when is not None), default=None)
 
@@ -339,15 +340,10 @@ class Coordinator:
         return Submitted(outcome, reason, message, self.round, self._directive(client_id))
 
     def _give_back(self, assignment: Assignment, reason: str, now: float) -> None:
-        if not assignment.pending:
+        if not (assignment.pending or assignment.state is State.LOST):
             return
-        assignment.state, assignment.reason = State.RETURNED, reason
+        self.events.append(assignment.give_back(reason, now))
         self.changes += assignment.collection.open
-        self.events.append(
-            ev.TaskReturned(
-                at=now, round=assignment.round, kind=assignment.kind, client_id=assignment.client_id, reason=reason
-            )
-        )
         self._review(now)
 
     def _lose(self, member: Member, now: float) -> None:

@@ -274,6 +274,8 @@ _FINER: dict[str, type[FedcoreError]] = {
     "INSECURE_ADDRESS": AddressError,
     "IDENTITY_MISMATCH": PermissionDenied,
     "REVOKED": PermissionDenied,
+    "EVICTED": PermissionDenied,
+    "NO_SUCH_CLIENT": ProtocolError,
     "BAD_DTYPE": SchemaMismatch,
     "TOO_MANY_FIELDS": BadMetric,
     "BAD_OFFSET": ProtocolError,

@@ -50,6 +50,14 @@ class ClientLost(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClientEvicted(Event):
+    """A client was sent away; its place in the round is free, and it cannot come back."""
+
+    client_id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClientChanged(Event):
     """A client said what it is doing."""
 
@@ -167,6 +175,27 @@ class EvaluationFailed(Event):
     round: int
     reason: str
     of_clients: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessRefused(Event):
+    """Somebody asked for what it may not have. ``peer`` is its name, "" if that is not known, ``asked`` the kind of request."""
+
+    peer: str
+    address: str
+    asked: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commanded(Event):
+    """An admin had the server do something."""
+
+    peer: str
+    address: str
+    act: str
+    client_id: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)

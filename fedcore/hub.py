@@ -22,7 +22,6 @@ from secrets import token_hex
 from tempfile import gettempdir
 
 from fedcore import events as ev
-from fedcore.access import check_access
 from fedcore.clock import Clock
 from fedcore.codec import Codec
 from fedcore.config import ServerConfig
@@ -39,8 +38,6 @@ from fedcore.messages import (
     Finished,
     Pull,
     Register,
-    ServerStatus,
-    StatusQuery,
     Submit,
     Submitted,
     Wait,
@@ -138,7 +135,7 @@ class Hub:
         )  # fmt: skip
         self.metrics: dict[str, float] = {}
         self.busy = False
-        self.paused, self.suspended, self._started = "", False, clock.now()
+        self.paused, self.suspended = "", False
         self._observing, self._observe = lanes.lane("fedcore-events", rest=_EVENTS_REST), observe
         self._parking = Parking()
         self._due: list[Callable[[], object]] = []
@@ -274,7 +271,6 @@ class Hub:
 
     def _dispatch(self, request: Request, future: Future[Reply]) -> None:
         message = request.message
-        check_access(request.peer, message)
         if self.suspended:
             raise _leaving()
         if isinstance(message, Pull):
@@ -290,23 +286,8 @@ class Hub:
             answer(future, Reply(replace(reply, heartbeat_interval=interval)))
         elif isinstance(message, Register):
             self.reception.register(request, message, future)
-        elif isinstance(message, StatusQuery):
-            answer(future, Reply(self.status()))
         else:
             raise ProtocolError(f"no such request: {type(message).__name__}")
-
-    def status(self) -> ServerStatus:
-        """Describe how the run stands."""
-        with self.condition:
-            machine, now = self.coordinator, self.clock.now()
-            phase = "paused" if self.paused else machine.phase.value
-            members = machine.roster.describe(now, {name: route.traffic for name, route in self.reception.routes.items()})
-            return ServerStatus(
-                run_id=machine.run_id, phase=phase, round=machine.round, committed=machine.progress.committed,
-                num_rounds=machine.progress.num_rounds, accepted=machine.rounds.fit.count if machine.rounds.fit else 0,
-                target=machine.policy.target, codec=self.codec.name, elapsed=now - self._started, clients=members,
-                metrics=dict(self.metrics), traffic=self.tasks.traffic, encodings=self.tasks.broadcast.encodings,
-            )  # fmt: skip
 
     # --- tasks ---
 

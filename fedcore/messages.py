@@ -47,6 +47,15 @@ class Directive(StrEnum):
     STOP = "stop"
 
 
+class Act(StrEnum):
+    """What an admin has a server do."""
+
+    STOP = "stop"
+    PAUSE = "pause"
+    RESUME = "resume"
+    EVICT = "evict"
+
+
 class Outcome(StrEnum):
     """What became of a submitted update. Only ``accepted`` is counted, and it is counted once."""
 
@@ -266,6 +275,22 @@ class StatusQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class Command:
+    """Has the server do something: end the run, open no more rounds or open them again, or send ``client_id`` away."""
+
+    act: Act
+    client_id: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The server did what it was told."""
+
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Traffic:
     """Bytes of bodies as the server sees them: on the wire, and of the tensors in them, that is before the codec."""
 
@@ -313,8 +338,8 @@ class ServerStatus:
     encodings: int = 0
 
 
-Message: TypeAlias = Register | Pull | Fetch | Submit | Beat | StatusQuery
-Answer: TypeAlias = Registered | Assigned | Rest | Wait | Finished | Submitted | BeatReply | ServerStatus
+Message: TypeAlias = Register | Pull | Fetch | Submit | Beat | StatusQuery | Command
+Answer: TypeAlias = Registered | Assigned | Rest | Wait | Finished | Submitted | BeatReply | ServerStatus | Done
 
 
 def check_client_id(client_id: str) -> str:

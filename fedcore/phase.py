@@ -1,4 +1,16 @@
-"""Where a run can be, and what moves it from there: the law of the coordinator, as a table."""
+"""Where a run can be, and what moves it from there: the law of the coordinator, as a table.
+
+A pair that is not in it cannot happen. ::
+
+    WAITING      not enough clients, or no model yet
+      | open
+    COLLECTING   a round is open; updates are admitted, then committed
+      | close (enough updates, or the deadline)
+    AGGREGATING  the strategy works, unless there are too few updates; the outcome is noted where it lasts
+      | publish (a new model)      | fail (no usable model)
+    WAITING ...                  WAITING, same model, next number
+    FINISHED     after the last round, after too many failures, or when told to stop
+"""
 
 from __future__ import annotations
 

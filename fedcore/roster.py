@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedcore.errors import Fenced, NotRegistered, RunChanged
+from fedcore.errors import Fenced, NotRegistered, PermissionDenied, RunChanged
 from fedcore.messages import Beat, ClientStatus, Session, Status, Traffic, check_client_id
 
 _REMEMBERED = 8  # processes of a client that were superseded
@@ -46,6 +46,7 @@ class Roster:
         quorum_since: since when at least ``quorum`` clients are available, or None.
         stirs: counts what may change who is available.
         superseded: by client, the last processes that a newer one took the place of.
+        evicted: by client, why it was sent away.
     """
 
     run_id: str
@@ -56,6 +57,7 @@ class Roster:
     stirs: int = 0
     instances: dict[str, str] = field(default_factory=dict)
     superseded: dict[str, list[str]] = field(default_factory=dict)
+    evicted: dict[str, str] = field(default_factory=dict)
 
     @property
     def available(self) -> list[str]:
@@ -79,8 +81,10 @@ class Roster:
         Raises:
             ConfigError: ``client_id`` is not one.
             Fenced: a newer process of this client is known.
+            PermissionDenied: it was sent away.
         """
-        before = self.members.get(check_client_id(client_id))
+        self._check_welcome(check_client_id(client_id))
+        before = self.members.get(client_id)
         again = before is not None and before.token != ""
         if instance in self.superseded.get(client_id, ()):
             raise Fenced(f"a newer process registered as {client_id!r}; this one must end")
@@ -122,9 +126,11 @@ class Roster:
             RunChanged: the session is of another run.
             NotRegistered: the client never registered, or its lease ran out.
             Fenced: a newer process registered under the same id.
+            PermissionDenied: the client was sent away.
         """
         if session.run_id != self.run_id:
             raise RunChanged(f"this server runs {self.run_id}, not {session.run_id[:40]!r}: register again")
+        self._check_welcome(session.client_id)
         member = self.members.get(session.client_id)
         if member is None or not member.token:
             raise NotRegistered(f"client {session.client_id[:64]!r} is not registered (any more): register again")
@@ -132,6 +138,16 @@ class Roster:
             raise Fenced(f"a newer process registered as {session.client_id!r}; this one must end")
         member.last_seen = now
         return member
+
+    def evict(self, client_id: str, reason: str, now: float) -> None:
+        """Strike a client off, and let it in no more."""
+        self.members.pop(client_id, None)
+        self.evicted[client_id] = reason
+        self.watch(now)
+
+    def _check_welcome(self, client_id: str) -> None:
+        if client_id in self.evicted:
+            raise PermissionDenied(f"{client_id!r} was sent away: {self.evicted[client_id]}", reason="EVICTED")
 
     def expire(self, now: float) -> list[Member]:
         """Strike off the clients whose lease ran out, and return them."""

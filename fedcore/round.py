@@ -62,6 +62,19 @@ class Assignment:
         """Whether an answer is still expected."""
         return self.state in _PENDING
 
+    def accept(self, ticket: Ticket, now: float) -> ev.UpdateAccepted:
+        """Count an update, and return what happened."""
+        self.state, self.digest, self.num_examples = State.ACCEPTED, ticket.digest, ticket.num_examples
+        return ev.UpdateAccepted(
+            at=now, round=self.round, kind=self.kind, client_id=self.client_id, num_examples=self.num_examples,
+            accepted=self.collection.count, target=self.collection.policy.target,
+        )  # fmt: skip
+
+    def give_back(self, reason: str, now: float) -> ev.TaskReturned:
+        """Expect no answer any more, and return what happened."""
+        self.state, self.reason = State.RETURNED, reason
+        return ev.TaskReturned(at=now, round=self.round, kind=self.kind, client_id=self.client_id, reason=reason)
+
 
 @dataclass(frozen=True)
 class Ticket:

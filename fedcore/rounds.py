@@ -45,10 +45,13 @@ class Rounds:
         """Return when the open ones end at the latest."""
         return [r.closes_at for r in self if r.open]
 
+    def of(self, client_id: str) -> list[Assignment]:
+        """Return what a client was asked in those that are known."""
+        return [assignment for r in self if (assignment := r.assignments.get(client_id))]
+
     def lose(self, client_id: str, reason: str) -> int:
         """Free the places of a client; returns how many."""
-        having = (r.assignments.get(client_id) for r in self)
-        mine = [assignment for assignment in having if assignment and assignment.pending]
+        mine = [assignment for assignment in self.of(client_id) if assignment.pending]
         for assignment in mine:
             assignment.state, assignment.reason = State.LOST, reason
         return len(mine)

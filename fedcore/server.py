@@ -13,6 +13,7 @@ from typing import Self
 
 from fedcore import events as ev
 from fedcore.ambition import Best
+from fedcore.border import Border
 from fedcore.clock import Clock
 from fedcore.codec import Codec
 from fedcore.config import ServerConfig
@@ -90,6 +91,7 @@ class Server:
             conclude=lambda: self._director.look(),
             accepts=default_accepts(own) if named is None else check_accepts(named, own), lanes=lanes,
         )  # fmt: skip
+        self._border = Border(self.hub)
         self._evaluations = Evaluations(
             strategy, self._clock, self.config.evaluate_timeout or 600.0, self._evaluated, self.hub.wake, lanes
         )
@@ -110,7 +112,7 @@ class Server:
             past = self._director.prepare(self._journal())
             for event in past.events if past else ():
                 self.history.take(event)
-            self._listener = self._transport.listen(self._wanted_address, self.hub.handle)
+            self._listener = self._transport.listen(self._wanted_address, self._border.handle)
         except BaseException:
             self.stop()
             raise
@@ -209,7 +211,7 @@ class Server:
 
     def status(self) -> ServerStatus:
         """Describe how the run stands."""
-        return self.hub.status()
+        return self._border.status()
 
     def __enter__(self) -> Self:
         return self if self._director.started else self.start()

@@ -412,6 +412,34 @@ class GetServerStatusResponse(_message.Message):
     tensor_bytes_received: int
     def __init__(self, run_id: _Optional[str] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., committed: _Optional[int] = ..., num_rounds: _Optional[int] = ..., accepted: _Optional[int] = ..., target: _Optional[int] = ..., codec: _Optional[str] = ..., elapsed_seconds: _Optional[float] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., encodings: _Optional[int] = ..., tensor_bytes_sent: _Optional[int] = ..., tensor_bytes_received: _Optional[int] = ...) -> None: ...
 
+class ControlRequest(_message.Message):
+    __slots__ = ("act", "client_id", "reason")
+    class Act(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        ACT_UNSPECIFIED: _ClassVar[ControlRequest.Act]
+        STOP: _ClassVar[ControlRequest.Act]
+        PAUSE: _ClassVar[ControlRequest.Act]
+        RESUME: _ClassVar[ControlRequest.Act]
+        EVICT: _ClassVar[ControlRequest.Act]
+    ACT_UNSPECIFIED: ControlRequest.Act
+    STOP: ControlRequest.Act
+    PAUSE: ControlRequest.Act
+    RESUME: ControlRequest.Act
+    EVICT: ControlRequest.Act
+    ACT_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    act: ControlRequest.Act
+    client_id: str
+    reason: str
+    def __init__(self, act: _Optional[_Union[ControlRequest.Act, str]] = ..., client_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ControlResponse(_message.Message):
+    __slots__ = ("message",)
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    message: str
+    def __init__(self, message: _Optional[str] = ...) -> None: ...
+
 class Tensor(_message.Message):
     __slots__ = ("data", "dims", "dtype")
     DATA_FIELD_NUMBER: _ClassVar[int]

@@ -8,8 +8,9 @@ from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, TypeAlias
 
+from fedcore.access import claimed_by
 from fedcore.errors import ConfigError, ConnectionLost, FedcoreError, ProtocolError
-from fedcore.messages import Assigned, Fetch, Message, Register, Rest, StatusQuery
+from fedcore.messages import Assigned, Fetch, Message, Register, Rest
 from fedcore.tasks import answer, fail
 from fedcore.transport import Buffer, Listener, Reply, Request, Transport, behind
 
@@ -115,7 +116,7 @@ class Doubling(Listener):
         except FedcoreError as error:
             return self._settle(message, future, error)
         if held:
-            self._let_pass(_client_of(message))
+            self._let_pass(claimed_by(message))
         if isinstance(message, Fetch):
             return self._settle(message, future, self._kept(message))
 
@@ -155,7 +156,7 @@ class Doubling(Listener):
             self._condition.wait_for(lambda: self._stopped or others() > before, self._hold)
 
     def _settle(self, message: Message, future: Future[Reply], outcome: _Outcome) -> None:
-        name = _client_of(message)
+        name = claimed_by(message)
         with self._condition:
             if isinstance(outcome, Reply) and isinstance(outcome.message, Assigned):
                 self._pulled[name] = outcome
@@ -165,9 +166,3 @@ class Doubling(Listener):
             answer(future, outcome)
         else:
             fail(future, outcome)
-
-
-def _client_of(message: Message) -> str:
-    if isinstance(message, StatusQuery):
-        return ""
-    return message.client_id if isinstance(message, Register) else message.session.client_id

@@ -18,13 +18,13 @@ ROWS = [
     },
     {"coordinator", "round", "rounds", "roster", "phase", "progress"},
     {
-        "hub", "parking", "reception", "director", "course", "ambition", "tasks", "uploads", "intake", "unfinished",
+        "border", "hub", "parking", "reception", "director", "course", "ambition", "tasks", "uploads", "intake", "unfinished",
         "broadcast", "evaluation", "server", "link", "inbox", "outbox", "download", "retry", "worker", "lane", "clock",
         "testing", "cores", "mapped", "budget", "turns", "journal", "packing", "ledger", "database", "replay", "blobs",
         "failpoints",
     },
     set(SHELVES),
-    {"cli", "demo", "demo_roles", "children", "state_commands", "pki", "__main__"},
+    {"cli", "demo", "demo_roles", "children", "state_commands", "pki", "pki_commands", "__main__"},
 ]  # fmt: skip
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from fedcore.errors import ConnectionLost, DeadlineExceeded, ProtocolError
-from fedcore.messages import Assigned, Beat, Fetch, Message, Pull, Register, Rest, StatusQuery, Submit, Submitted
+from fedcore.messages import Assigned, Beat, Command, Done, Fetch, Message, Pull, Register, Rest, StatusQuery, Submit, Submitted
 from fedcore.protos import fedcore_pb2 as pb
 from fedcore.security import TLS
 from fedcore.transport import Body, Connection, Reply, behind
@@ -92,6 +92,9 @@ class GrpcConnection(Connection):
             query = pb.GetServerStatusRequest().SerializeToString()
             data = self._unary(self._models, "GetServerStatus", query, timeout)
             return Reply(wire.unpack_status(parse(pb.GetServerStatusResponse, data)))
+        if isinstance(message, Command):
+            data = self._unary(self._models, "Control", wire.pack_command(message).SerializeToString(), timeout)
+            return Reply(Done(parse(pb.ControlResponse, data).message))
         raise ProtocolError(f"no such request: {type(message).__name__}")
 
     def _pull(self, pull: Pull, timeout: float | None) -> Reply:

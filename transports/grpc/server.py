@@ -137,7 +137,7 @@ class GrpcListener(Listener):
 
 
 class Service:
-    """The seven calls of ``fedcore.v1.FederatedLearningService``."""
+    """The calls of ``fedcore.v1.FederatedLearningService``."""
 
     def __init__(
         self, handler: Handler, transfer: TransferPolicy, chunk_bytes: int, stall_timeout: float, *, verifies: bool = False
@@ -162,6 +162,7 @@ class Service:
                 "SubmitModelUpdateStream": up(self._guarded(self._submit_stream)),
                 "GetServerStatus": unary(self._guarded(self._status)),
                 "Heartbeat": unary(self._guarded(self._beat)),
+                "Control": unary(self._guarded(self._control)),
             },
         )
 
@@ -264,6 +265,10 @@ class Service:
         parse(pb.GetServerStatusRequest, data)
         reply = await self._ask(context, StatusQuery())
         return wire.pack_status(reply.message).SerializeToString()  # type: ignore[arg-type]
+
+    async def _control(self, data: bytes, context: Any) -> bytes:
+        reply: Any = await self._ask(context, wire.unpack_command(parse(pb.ControlRequest, data)))
+        return pb.ControlResponse(message=reply.message.message).SerializeToString()
 
 
 async def _next_of(cut: Iterator[bytes], _: Any) -> bytes | None:

@@ -9,10 +9,12 @@ from typing import Any
 
 from fedcore.errors import DecodeError, ProtocolError
 from fedcore.messages import (
+    Act,
     Assigned,
     Beat,
     BeatReply,
     ClientStatus,
+    Command,
     Directive,
     Fetch,
     Finished,
@@ -264,6 +266,19 @@ def unpack_submitted(message: pb.SubmitModelUpdateResponse) -> Submitted:
     outcome: Outcome = _enum(pb.SubmitModelUpdateResponse.Outcome, message.outcome, Outcome)
     directive = _enum(pb.Directive, message.directive, Directive)
     return Submitted(outcome, outcome.name, message.message, message.current_round, directive)
+
+
+# --- what admins do ---
+
+
+def pack_command(command: Command) -> pb.ControlRequest:
+    """Command to protobuf."""
+    return pb.ControlRequest(act=command.act.name, client_id=command.client_id, reason=command.reason)
+
+
+def unpack_command(message: pb.ControlRequest) -> Command:
+    """Protobuf to Command."""
+    return Command(_enum(pb.ControlRequest.Act, message.act, Act), message.client_id, message.reason)
 
 
 # --- heartbeat and status ---

@@ -1,0 +1,89 @@
+"""Where every request comes in: who may ask for what, what operators and admins ask, and the rest for the hub."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future
+
+from fedcore import events as ev
+from fedcore.access import check_access
+from fedcore.errors import AccessError, FedcoreError
+from fedcore.hub import Hub
+from fedcore.messages import Act, Command, Done, Message, ServerStatus, StatusQuery
+from fedcore.security import Identity, Role
+from fedcore.tasks import answer, fail
+from fedcore.transport import Reply, Request
+
+log = logging.getLogger(__name__)
+
+_LONGEST_REASON = 500
+
+
+class Border:
+    """Lets requests in.
+
+    Args:
+        hub: does what clients ask.
+    """
+
+    def __init__(self, hub: Hub):
+        self._hub, self._since = hub, hub.clock.now()
+
+    def handle(self, request: Request) -> Future[Reply]:
+        """Answer a request, now or later; the future carries a FedcoreError if it is refused."""
+        message, future = request.message, Future[Reply]()
+        try:
+            check_access(request.peer, message)
+            if isinstance(message, StatusQuery):
+                answer(future, Reply(self.status(request.peer)))
+            elif isinstance(message, Command):
+                answer(future, Reply(self._obey(message, request.peer)))
+            else:
+                return self._hub.handle(request)
+        except FedcoreError as error:
+            if isinstance(error, AccessError):
+                self._note_refusal(request.peer, message, error)
+            fail(future, error)
+        return future
+
+    def status(self, of: Identity | None = None) -> ServerStatus:
+        """Describe how the run stands, to somebody who may see it: of the clients, a client sees itself alone."""
+        hub = self._hub
+        with hub.condition:
+            machine, now = hub.coordinator, hub.clock.now()
+            phase = "paused" if hub.paused or machine.held else machine.phase.value
+            members = machine.roster.describe(now, {name: route.traffic for name, route in hub.reception.routes.items()})
+            if of is not None and of.role is Role.CLIENT:
+                members = tuple(each for each in members if each.client_id == of.name)
+            return ServerStatus(
+                run_id=machine.run_id, phase=phase, round=machine.round, committed=machine.progress.committed,
+                num_rounds=machine.progress.num_rounds, accepted=machine.rounds.fit.count if machine.rounds.fit else 0,
+                target=machine.policy.target, codec=hub.codec.name, elapsed=now - self._since, clients=members,
+                metrics=dict(hub.metrics), traffic=hub.tasks.traffic, encodings=hub.tasks.broadcast.encodings,
+            )  # fmt: skip
+
+    def _obey(self, command: Command, peer: Identity) -> Done:
+        """Do what an admin says."""
+        now, reason = self._hub.clock.now(), command.reason[:_LONGEST_REASON] or f"{command.act} by {peer.name or 'an admin'}"
+        with self._hub.turn() as coordinator:
+            if command.act is Act.STOP:
+                coordinator.finish(reason, now)
+            elif command.act is Act.EVICT:
+                coordinator.evict(command.client_id, reason, now)
+            else:
+                coordinator.hold(reason if command.act is Act.PAUSE else "")
+            coordinator.events.append(
+                ev.Commanded(
+                    at=now, peer=peer.name, address=peer.address, act=command.act, client_id=command.client_id, reason=reason
+                )
+            )
+        return Done(f"{command.act}: done")
+
+    def _note_refusal(self, peer: Identity, message: Message, error: AccessError) -> None:
+        asked = type(message).__name__
+        log.warning("refused %s of %s at %s: %s", asked, peer.name or "somebody", peer.address, error)
+        self._hub.record(
+            ev.AccessRefused(
+                at=self._hub.clock.now(), peer=peer.name, address=peer.address, asked=asked, reason=error.reason
+            )
+        )

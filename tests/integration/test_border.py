@@ -1,0 +1,133 @@
+"""What operators and admins ask of a server that runs, and what clients notice of it."""
+
+import threading
+
+import pytest
+import torch
+
+from fedcore import Client, FedAvg, Grpc, RunFailed, Server, ServerConfig, start_client
+from fedcore.errors import PermissionDenied, ProtocolError
+from fedcore.events import ClientEvicted, Commanded, RoundOpened
+from fedcore.messages import Act, Command, Done
+from fedcore.transports.memory import Memory
+
+MODEL = {"w": torch.zeros(4)}
+PATIENCE = 30.0
+
+
+class Gated(Client):
+    """Trains when it may."""
+
+    def __init__(self, reached, gate):
+        self.reached, self.gate = reached, gate
+
+    def get_parameters(self):
+        return MODEL
+
+    def fit(self, parameters, config):
+        self.reached.set()
+        assert self.gate.wait(PATIENCE)
+        return parameters, 1
+
+
+class Free(Gated):
+    def __init__(self):
+        super().__init__(threading.Event(), threading.Event())
+        self.gate.set()
+
+
+@pytest.fixture(params=[Memory, Grpc], ids=["memory", "grpc"])
+def wire(request):
+    return request.param()
+
+
+class Federation:
+    def __init__(self, wire, clients, *, start_wait=60.0):
+        self.wire, self.events, self.errors, self.news = wire, [], {}, threading.Condition()
+        self.server = Server(
+            wire.anywhere, transport=wire, config=ServerConfig(num_rounds=3, heartbeat_interval=0.1, start_wait=start_wait),
+            strategy=FedAvg(MODEL, min_fit_clients=1, clients_per_round=2), observers=[self.observe],
+        ).start()  # fmt: skip
+        self.threads = [threading.Thread(target=self.work, args=pair) for pair in clients.items()]
+        for thread in self.threads:
+            thread.start()
+
+    def work(self, name, client):
+        try:
+            start_client(self.server.address, client, name, transport=self.wire)
+        except Exception as error:
+            self.errors[name] = error
+
+    def observe(self, event):
+        with self.news:
+            self.events.append(event)
+            self.news.notify_all()
+
+    def saw(self, kind, count=1):
+        def times():
+            return sum(isinstance(event, kind) for event in self.events)
+
+        with self.news:
+            return self.news.wait_for(lambda: times() >= count, PATIENCE)
+
+    def command(self, *what):
+        with self.wire.connect(self.server.address) as admin:
+            return admin.request(Command(*what), timeout=PATIENCE).message
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.server.stop()
+        for thread in self.threads:
+            thread.join(PATIENCE)
+
+
+def test_a_run_is_stopped_and_its_clients_hear_of_it(wire):
+    reached, gate = threading.Event(), threading.Event()
+    with Federation(wire, {"a": Gated(reached, gate), "b": Gated(reached, gate)}) as federation:
+        assert reached.wait(PATIENCE)
+        assert federation.command(Act.STOP, "", "the ward needs the machine") == Done("stop: done")
+        gate.set()
+        with pytest.raises(RunFailed, match="the ward needs the machine"):
+            federation.server.wait(PATIENCE)
+    assert federation.errors == {}
+    said = [(event.act, event.reason) for event in federation.events if isinstance(event, Commanded)]
+    assert said == [("stop", "the ward needs the machine")]
+
+
+def test_while_a_run_is_paused_no_round_opens(wire):
+    reached, gate = threading.Event(), threading.Event()
+    with Federation(wire, {"a": Gated(reached, gate), "b": Free()}) as federation:
+        assert reached.wait(PATIENCE)
+        federation.command(Act.PAUSE)
+        assert federation.server.status().phase == "paused"
+        gate.set()  # the round that is open goes on to its end
+        assert federation.server.hub.wait_for_round_to_complete(1, PATIENCE)
+        assert not federation.server.hub.wait_for_round_to_complete(2, 0.3)
+        assert sum(isinstance(event, RoundOpened) for event in federation.events) == 1
+        federation.command(Act.RESUME)
+        history, _ = federation.server.wait(PATIENCE)
+    assert [len(record.accepted) for record in history.rounds] == [2, 2, 2]
+
+
+def test_who_is_sent_away_is_replaced_and_does_not_come_back(wire):
+    reached, gate = threading.Event(), threading.Event()
+    with Federation(wire, {"a": Gated(reached, gate), "b": Free()}, start_wait=1.0) as federation:
+        assert reached.wait(PATIENCE)
+        federation.command(Act.EVICT, "a", "it sends nonsense")
+        gate.set()
+        assert federation.saw(ClientEvicted)
+        federation.threads[0].join(PATIENCE)
+        assert not federation.threads[0].is_alive()
+        federation.server.wait(PATIENCE)
+    assert isinstance(federation.errors["a"], PermissionDenied)
+    assert federation.errors["a"].reason == "EVICTED"
+    assert "it sends nonsense" in str(federation.errors["a"])
+    assert all(record.accepted == ["b"] for record in federation.server.history.rounds)
+
+
+def test_nobody_is_sent_away_who_is_not_there(wire):
+    with Federation(wire, {}) as federation, pytest.raises(ProtocolError) as caught:
+        federation.command(Act.EVICT, "nobody")
+    assert caught.value.reason == "NO_SUCH_CLIENT"
