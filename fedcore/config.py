@@ -49,6 +49,8 @@ class ServerConfig:
             difference to it whenever that is smaller; both sides keep one model more for it. None: whole models are sent.
         state_dir: a folder in which the run is noted, so that the same command goes on with it after a crash or a restart.
             None: it lives in memory alone.
+        audit_log: the file that tells who did what; see :mod:`fedcore.audit`. None: ``audit.jsonl`` in the state directory, and
+            none without one.
         durability: ``"update"``: an update is on the disk before its client is told that it counts. ``"round"``: only the
             outcome of a round is; after a crash clients are asked to send what they trained once more, which costs them
             the memory of one more model.
@@ -80,6 +82,7 @@ class ServerConfig:
     map_folder: str | None = None
     delta_codec: str | None = None
     state_dir: str | None = None
+    audit_log: str | None = None
     durability: Literal["update", "round"] = "update"
     keep_updates: int = 0
     initial_model: str | None = None

@@ -24,7 +24,7 @@ from fedcore.errors import StateError, UpdateRejected
 from fedcore.messages import Manifest, TensorInfo
 
 _APPLICATION, _VERSION = 0x66656463, 1  # "fedc"
-_OURS = {"lock", "lock-journal", "models", "updates", "ledger.new", "ledger.new-journal"}
+_OURS = {"lock", "lock-journal", "models", "updates", "ledger.new", "ledger.new-journal", "audit.jsonl"}
 _SCHEMA = """
 CREATE TABLE run (run_id TEXT PRIMARY KEY, begun REAL NOT NULL, facts TEXT NOT NULL);
 CREATE TABLE clients (client_id TEXT PRIMARY KEY, instances TEXT NOT NULL);

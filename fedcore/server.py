@@ -7,12 +7,15 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
 from typing import Self
 
+from fedcore import audit
 from fedcore import events as ev
 from fedcore.ambition import Best
+from fedcore.audit import Audit
 from fedcore.border import Border
 from fedcore.clock import Clock
 from fedcore.codec import Codec
@@ -97,6 +100,7 @@ class Server:
         )
         self._director = Director(self.hub, strategy, self.config, self._clock, self._evaluations)
         self._listener: Listener | None = None
+        self._audit: Audit | None = None
 
     # --- what users call ---
 
@@ -110,6 +114,7 @@ class Server:
         """
         try:
             past = self._director.prepare(self._journal())
+            self._audit = self._audited()
             for event in past.events if past else ():
                 self.history.take(event)
             self._listener = self._transport.listen(self._wanted_address, self._border.handle)
@@ -126,6 +131,12 @@ class Server:
         )  # fmt: skip
         self._director.begin()
         return self
+
+    def _audited(self) -> Audit | None:
+        config = self.config
+        if config.audit_log is None and config.state_dir is None:
+            return None
+        return Audit(config.audit_log or Path(config.state_dir or "") / audit.NAME)
 
     def _journal(self) -> Journal:
         config = self.config
@@ -208,6 +219,8 @@ class Server:
         self.hub.close()
         self._evaluations.close()
         self._director.course.journal.end()
+        if self._audit is not None:
+            self._audit.close()
 
     def status(self) -> ServerStatus:
         """Describe how the run stands."""
@@ -232,7 +245,8 @@ class Server:
                 self._evaluations.client_side(event.round, list(work.updates))
             else:
                 self._director.evaluated(event.round, None, of_clients=True)
-        for observer in self._observers:
+        first: tuple[Observer, ...] = (self._audit,) if self._audit else ()
+        for observer in (*first, *self._observers):
             try:
                 observer(event)
             except Exception:

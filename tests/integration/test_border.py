@@ -1,11 +1,13 @@
 """What operators and admins ask of a server that runs, and what clients notice of it."""
 
+import json
 import threading
 
 import pytest
 import torch
 
 from fedcore import Client, FedAvg, Grpc, RunFailed, Server, ServerConfig, start_client
+from fedcore.audit import verify
 from fedcore.errors import PermissionDenied, ProtocolError
 from fedcore.events import ClientEvicted, Commanded, RoundOpened
 from fedcore.messages import Act, Command, Done
@@ -131,3 +133,20 @@ def test_nobody_is_sent_away_who_is_not_there(wire):
     with Federation(wire, {}) as federation, pytest.raises(ProtocolError) as caught:
         federation.command(Act.EVICT, "nobody")
     assert caught.value.reason == "NO_SUCH_CLIENT"
+
+
+def test_the_audit_log_tells_what_happened(wire, tmp_path):
+    for number, config in enumerate(({"audit_log": str(tmp_path / "log")}, {"state_dir": str(tmp_path / "state")})):
+        settings = ServerConfig(num_rounds=2, start_wait=0, **config)
+        with Server(wire.anywhere, transport=wire, config=settings, strategy=FedAvg(MODEL)) as server:
+            start_client(server.address, Free(), "a", transport=wire)
+            history, _ = server.wait(PATIENCE)
+        path = tmp_path / ("log" if number == 0 else "state/audit.jsonl")
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert verify(path).lines == len(lines)
+        told = [(line["what"], line.get("client_id", line.get("digest"))) for line in lines]
+        assert told[0] == ("RunStarted", None)
+        assert ("ClientRegistered", "a") in told
+        assert told.count(("UpdateAccepted", "a")) == 2
+        assert [each for each in told if each[0] == "RoundCommitted"] == [("RoundCommitted", r.digest) for r in history.rounds]
+        assert told[-1] == ("RunFinished", None)

@@ -146,6 +146,7 @@ def test_nothing_is_left_out():
         "map_folder": "test_big_models.py",
         "delta_codec": "test_wire_bytes.py",
         "state_dir": "test_resume.py",
+        "audit_log": "test_border.py",
         "durability": "test_resume.py",
         "keep_updates": "test_replay.py",
         "initial_model": "test_goal.py",

@@ -18,7 +18,7 @@ ROWS = [
     },
     {"coordinator", "round", "rounds", "roster", "phase", "progress"},
     {
-        "border", "hub", "parking", "reception", "director", "course", "ambition", "tasks", "uploads", "intake", "unfinished",
+        "audit", "border", "hub", "parking", "reception", "director", "course", "ambition", "tasks", "uploads", "intake", "unfinished",
         "broadcast", "evaluation", "server", "link", "inbox", "outbox", "download", "retry", "worker", "lane", "clock",
         "testing", "cores", "mapped", "budget", "turns", "journal", "packing", "ledger", "database", "replay", "blobs",
         "failpoints",
