@@ -22,6 +22,7 @@ _HOMES = {
     "config": ("ServerConfig",),
     "coordinator": ("Coordinator",),
     "errors": (
+        "AccessError",
         "AddressError",
         "AggregationError",
         "ConfigError",
@@ -45,6 +46,7 @@ _HOMES = {
     "parameters": ("Parameters", "Spec", "digest"),
     "policy": ("RoundPolicy",),
     "registry": ("register",),
+    "security": ("TLS",),
     "server": ("Server", "start_server"),
     "strategies.fedavg": ("FedAvg",),
     "strategy": ("Strategy",),
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from fedcore.codec import Wrapper as Wrapper
     from fedcore.config import ServerConfig as ServerConfig
     from fedcore.coordinator import Coordinator as Coordinator
+    from fedcore.errors import AccessError as AccessError
     from fedcore.errors import AddressError as AddressError
     from fedcore.errors import AggregationError as AggregationError
     from fedcore.errors import ConfigError as ConfigError
@@ -94,6 +97,7 @@ if TYPE_CHECKING:
     from fedcore.parameters import digest as digest
     from fedcore.policy import RoundPolicy as RoundPolicy
     from fedcore.registry import register as register
+    from fedcore.security import TLS as TLS
     from fedcore.server import Server as Server
     from fedcore.server import start_server as start_server
     from fedcore.strategies.fedavg import FedAvg as FedAvg

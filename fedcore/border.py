@@ -69,7 +69,7 @@ class Border:
             if command.act is Act.STOP:
                 coordinator.finish(reason, now)
             elif command.act is Act.EVICT:
-                coordinator.evict(command.client_id, reason, now)
+                coordinator.evict(command.client_id, reason, now, for_good=command.for_good)
             else:
                 coordinator.hold(reason if command.act is Act.PAUSE else "")
             coordinator.events.append(

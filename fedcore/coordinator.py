@@ -138,15 +138,15 @@ class Coordinator:
                 return BeatReply(True, Directive.ABORT_TASK, f"round {found.round} is over for this client")
         return BeatReply(True)
 
-    def evict(self, client_id: str, reason: str, now: float) -> None:
-        """Send a client away and take nothing more of it, until the run is taken up by another server; what counted counts.
+    def evict(self, client_id: str, reason: str, now: float, *, for_good: bool = True) -> None:
+        """Send a client away, for as long as this server runs or (not ``for_good``) until it registers; what counted counts.
 
         Raises:
             ProtocolError: there is no such client.
         """
         if client_id not in self.roster.members:
             raise ProtocolError(f"there is no client {client_id[:64]!r}", reason="NO_SUCH_CLIENT")
-        self.roster.evict(client_id, reason, now)
+        self.roster.evict(client_id, reason if for_good else "", now)
         self.events.append(ev.ClientEvicted(at=now, client_id=client_id, reason=reason))
         for assignment in self.rounds.of(client_id):
             self._give_back(assignment, f"evicted: {reason}", now)

@@ -276,11 +276,15 @@ class StatusQuery:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Has the server do something: end the run, open no more rounds or open them again, or send ``client_id`` away."""
+    """Has the server do something: end the run, open no more rounds or open them again, or send ``client_id`` away.
+
+    ``for_good``: it cannot come back. A transport that only no longer believes one of its certificates says False.
+    """
 
     act: Act
     client_id: str = ""
     reason: str = ""
+    for_good: bool = True
 
 
 @dataclass(frozen=True, slots=True)

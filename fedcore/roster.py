@@ -140,9 +140,10 @@ class Roster:
         return member
 
     def evict(self, client_id: str, reason: str, now: float) -> None:
-        """Strike a client off, and let it in no more."""
+        """Strike a client off, and if there is a reason for that, let it in no more."""
         self.members.pop(client_id, None)
-        self.evicted[client_id] = reason
+        if reason:
+            self.evicted[client_id] = reason
         self.watch(now)
 
     def _check_welcome(self, client_id: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import ssl
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ import grpc
 
 from fedcore.errors import ConfigError
 from fedcore.security import TLS, Identity, Role, named
+
+log = logging.getLogger(__name__)
 
 _ALTERNATIVES, _CERTIFICATE = "x509_subject_alternative_name", "x509_pem_cert"
 
@@ -47,8 +50,38 @@ class Files:
             return False
 
     def _look(self) -> list[tuple[int, int, int]]:
-        found = [os.stat(path) for path in self._paths]
-        return [(each.st_mtime_ns, each.st_size, each.st_ino) for each in found]
+        return [_stamp(path) for path in self._paths]
+
+
+class Revoked:
+    """The certificates that are no longer good, as a file lists them.
+
+    Args:
+        path: the file; None: all are good.
+    """
+
+    def __init__(self, path: str | None):
+        self._path, self._state = path, (0, 0, 0)
+        self._known: frozenset[str] = frozenset()
+        self.refresh()
+
+    def __contains__(self, fingerprint: str) -> bool:
+        return fingerprint in self._known
+
+    def refresh(self) -> bool:
+        """Read the file again if it has changed, and return whether it had. One that is gone says what it said before."""
+        if self._path is None:
+            return False
+        try:
+            state = _stamp(self._path)
+            if state == self._state:
+                return False
+            known = frozenset(Path(self._path).read_text().split())
+        except (OSError, UnicodeDecodeError) as error:
+            log.error("the list of revoked certificates cannot be read, and stays as it was: %s", error)
+            return False
+        self._state, self._known = state, known
+        return True
 
 
 def server_credentials(tls: TLS) -> grpc.ServerCredentials:
@@ -85,6 +118,12 @@ def identity(address: str, found: Mapping[str, Sequence[bytes]]) -> Identity:
         return Identity(address, role=Role.ANONYMOUS)
     role, name, fingerprint = _of(bytes(pem[0]), tuple(bytes(each) for each in found.get(_ALTERNATIVES, ())))
     return Identity(address, name, role, fingerprint)
+
+
+def _stamp(path: str | Path) -> tuple[int, int, int]:
+    """Return what changes when a file does."""
+    found = os.stat(path)
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 @lru_cache(maxsize=4096)

@@ -25,10 +25,10 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from fedcore.errors import AddressError, FedcoreError, ProtocolError, RemoteError
 from fedcore.messages import Assigned, Pull, Rest, StatusQuery
 from fedcore.protos import fedcore_pb2 as pb
-from fedcore.security import TLS, Identity
+from fedcore.security import TLS
 from fedcore.transport import Body, Handler, Listener, Reply, Request
 from fedcore.transports.grpc import status, wire
-from fedcore.transports.grpc.credentials import identity, server_credentials
+from fedcore.transports.grpc.credentials import server_credentials
 from fedcore.transports.grpc.feed import Feed
 from fedcore.transports.grpc.framing import (
     LARGEST_CHUNK,
@@ -41,6 +41,7 @@ from fedcore.transports.grpc.framing import (
     with_body,
     without_body,
 )
+from fedcore.transports.grpc.guard import Guard
 from fedcore.transports.grpc.options import server_options
 from fedcore.transports.grpc.policy import TransferPolicy
 
@@ -64,7 +65,7 @@ class GrpcListener(Listener):
         tls: TLS | None = None,
     ):
         self._target, self._tls = target, tls
-        self._service = Service(handler, transfer, chunk_bytes, stall_timeout, verifies=tls is not None)
+        self._service = Service(handler, transfer, chunk_bytes, stall_timeout, Guard(handler, tls))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fedcore-grpc", daemon=True)
         self._thread.start()
@@ -108,6 +109,7 @@ class GrpcListener(Listener):
         except RuntimeError as error:
             raise taken from error
         await self._server.start()
+        self._watching = asyncio.create_task(self._service.guard.watch())
         for name in ("", SERVICE):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return port
@@ -140,9 +142,9 @@ class Service:
     """The calls of ``fedcore.v1.FederatedLearningService``."""
 
     def __init__(
-        self, handler: Handler, transfer: TransferPolicy, chunk_bytes: int, stall_timeout: float, *, verifies: bool = False
+        self, handler: Handler, transfer: TransferPolicy, chunk_bytes: int, stall_timeout: float, guard: Guard
     ):
-        self._handler, self._transfer, self._verifies = handler, transfer, verifies
+        self._handler, self._transfer, self.guard = handler, transfer, guard
         self._chunk_bytes, self._stall_timeout = chunk_bytes, stall_timeout
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -169,7 +171,8 @@ class Service:
     def _guarded(self, call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
         async def guarded(request: Any, context: Any) -> Any:
             try:
-                return await call(request, context)
+                with self.guard.known(context):
+                    return await call(request, context)
             except FedcoreError as error:
                 await _abort(context, status.of_error(error))
             except (asyncio.CancelledError, grpc.aio.AbortError):
@@ -180,8 +183,7 @@ class Service:
         return guarded
 
     async def _ask(self, context: Any, message: Any, body: Body = ()) -> Reply:
-        peer = identity(context.peer(), context.auth_context()) if self._verifies else Identity(context.peer())
-        return await asyncio.wrap_future(self._handler(Request(message, body, peer)))
+        return await asyncio.wrap_future(self._handler(Request(message, body, self.guard.identity(context))))
 
     async def _register(self, data: bytes, context: Any) -> bytes:
         reply = await self._ask(context, wire.unpack_register(parse(pb.RegisterClientRequest, data)))
