@@ -35,6 +35,7 @@ _HOMES = {
         "RunFailed",
         "RunSuspended",
         "SessionError",
+        "SiteRefused",
         "StateError",
         "TransportError",
         "UnknownName",
@@ -47,6 +48,7 @@ _HOMES = {
     "policy": ("RoundPolicy",),
     "registry": ("register",),
     "security": ("TLS",),
+    "site": ("SitePolicy",),
     "server": ("Server", "start_server"),
     "strategies.fedavg": ("FedAvg",),
     "strategy": ("Strategy",),
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
     from fedcore.errors import RunFailed as RunFailed
     from fedcore.errors import RunSuspended as RunSuspended
     from fedcore.errors import SessionError as SessionError
+    from fedcore.errors import SiteRefused as SiteRefused
     from fedcore.errors import StateError as StateError
     from fedcore.errors import TransportError as TransportError
     from fedcore.errors import UnknownName as UnknownName
@@ -100,6 +103,7 @@ if TYPE_CHECKING:
     from fedcore.security import TLS as TLS
     from fedcore.server import Server as Server
     from fedcore.server import start_server as start_server
+    from fedcore.site import SitePolicy as SitePolicy
     from fedcore.strategies.fedavg import FedAvg as FedAvg
     from fedcore.strategy import Strategy as Strategy
     from fedcore.transport import Connection as Connection

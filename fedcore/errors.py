@@ -24,6 +24,7 @@
     ├── AccessError                     the peer's: it may not do this
     │   ├── Unauthenticated             the transport could not verify who it is
     │   └── PermissionDenied            who it is may not do that
+    ├── SiteRefused                     the server's: it asks for what this site's own policy does not allow
     ├── TransportError                  nobody's: the network
     │   ├── ConnectionLost (ConnectionError)   retryable
     │   ├── DeadlineExceeded (TimeoutError)    retryable
@@ -186,6 +187,12 @@ class PermissionDenied(AccessError):
     reason = "PERMISSION_DENIED"
 
 
+class SiteRefused(FedcoreError):
+    """The server asks for what this site's own :class:`~fedcore.SitePolicy` does not allow; nothing left the site."""
+
+    reason = "SITE_REFUSED"
+
+
 class TransportError(FedcoreError):
     """The network failed, or a message could not be carried."""
 
@@ -293,6 +300,7 @@ _FINER: dict[str, type[FedcoreError]] = {
     "STALLED_STREAM": DeadlineExceeded,
     "STATE_DAMAGED": StateError,
     "STATE_LOCKED": StateError,
+    "AUDIT_BROKEN": StateError,
 }
 """Reasons finer than a class, and the class that carries them."""
 

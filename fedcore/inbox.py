@@ -21,6 +21,7 @@ class Inbox:
     Args:
         accepts: parts of codec names that are accepted.
         codec: what updates are sent with, and probably models received; None: tensors come as they are, by reference.
+        check: judges what a payload looks like, before memory is allocated for it.
 
     Attributes:
         deltas: whether differences to the model before may come.
@@ -28,11 +29,11 @@ class Inbox:
         spec: what the last payload looked like.
     """
 
-    def __init__(self, accepts: tuple[str, ...], codec: Codec | None):
+    def __init__(self, accepts: tuple[str, ...], codec: Codec | None, check: Callable[[Spec], None] = lambda spec: None):
         self.codec, self.deltas = codec, False
         self.base: Base | None = None
         self.spec: Spec | None = None
-        self._accepts, self._received = accepts, codec
+        self._accepts, self._received, self._check = accepts, codec, check
 
     @property
     def holds(self) -> str:
@@ -53,7 +54,9 @@ class Inbox:
         """
         codec = self._codec_of(manifest.codec)
         if self.spec is None or self.spec.infos != manifest.tensors:
-            self.spec = Spec.checked(manifest.tensors)
+            spec = Spec.checked(manifest.tensors)
+            self._check(spec)
+            self.spec = spec
         spec = self.spec
         if codec is not None:
             body = Download(body, manifest.total_bytes, rest, trial)

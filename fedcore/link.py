@@ -71,6 +71,7 @@ class Link:
         evaluates: whether the client offers evaluation.
         patience: seconds to go on trying while the server cannot be reached.
         clock: the time.
+        check: judges what a model looks like, before memory is allocated for it.
 
     Raises:
         ConfigError: an argument cannot work.
@@ -86,6 +87,7 @@ class Link:
         evaluates: bool = False,
         patience: float = 300.0,
         clock: Clock | None = None,
+        check: Callable[[Spec], None] = lambda spec: None,
     ):
         own = None if codec is None else find_codec(codec)
         self.client_id = check_client_id(client_id)
@@ -105,7 +107,7 @@ class Link:
         self._status, self._step, self._total = Status.IDLE, 0, 0
         self._task: Task | None = None
         self._instance = token_hex(8)
-        self._inbox, self._outbox = Inbox(self.accepts, own), Outbox(self._instance)
+        self._inbox, self._outbox = Inbox(self.accepts, own, check), Outbox(self._instance)
         self._aborted = False
         self._over: Finished | None = None
 

@@ -19,6 +19,7 @@ from fedcore.messages import Finished, Kind, Outcome, Status, Task
 from fedcore.parameters import Parameters, Spec
 from fedcore.pool import drain
 from fedcore.registry import transport as find_transport
+from fedcore.site import SitePolicy
 from fedcore.transport import Transport
 from fedcore.turns import Turns
 from fedcore.values import check_metrics
@@ -32,10 +33,12 @@ class Worker:
     Args:
         link: speaks to the server.
         client: the user's training code.
+        site: what the site allows.
     """
 
-    def __init__(self, link: Link, client: Client):
-        self._link, self._client = link, client
+    def __init__(self, link: Link, client: Client, site: SitePolicy | None = None):
+        self._link, self._client, self._site = link, client, site or SitePolicy()
+        self._rounds, self._sent = 0, 0
 
     def run(self) -> str:
         """Work until the run is over, and return what the server said about its end.
@@ -48,6 +51,9 @@ class Worker:
         self._link.start_heartbeat()
         try:
             while not isinstance(given := self._link.next_task(), Finished):
+                if given[0].kind is Kind.FIT and self._rounds == self._site.max_rounds:
+                    self._link.give_back(given[0], "this site has taken part in as many rounds as it may")
+                    return f"this site leaves after {self._rounds} rounds"
                 self._do(*given)
                 del given
             return given.message
@@ -60,11 +66,13 @@ class Worker:
         self._client._report = lambda step, total: self._link.update_status(Status.TRAINING, step, total)
         spec = self._link.spec if task.kind is not Kind.INITIALIZE else None
         try:
+            self._site.check_config(task.config)
+            base = spec.copy(parameters) if spec is not None and self._site.clip is not None else {}
             reach("train.start")
             update = self._answer(task, parameters)
             reach("train.end")
             parameters = {}  # what was received is not kept through the upload
-            self._hand_in(task, spec, *update)
+            self._hand_in(task, spec, base, *update)
         except BaseException as error:
             self._link.give_back(task, f"{type(error).__name__}: {error}")
             raise
@@ -78,12 +86,23 @@ class Worker:
         return self._client.get_parameters(), 1, {}
 
     def _hand_in(
-        self, task: Task, spec: Spec | None, parameters: Mapping[str, Any], num_examples: int, metrics: dict[str, float]
+        self,
+        task: Task,
+        spec: Spec | None,
+        base: Parameters,
+        parameters: Mapping[str, Any],
+        num_examples: int,
+        metrics: dict[str, float],
     ) -> None:
         wanted = Spec.checked(task.upload) if task.upload or task.kind is Kind.EVALUATE else spec
         if wanted is not None:
             wanted.check(parameters)
-        submitted = self._link.submit(task, wanted or Spec.of(parameters), dict(parameters), num_examples, metrics)
+            if base:
+                parameters = wanted.tie(self._site.clipped(dict(parameters), base))
+        shape = wanted or Spec.of(parameters)
+        self._site.check_outgoing(shape, self._sent)
+        submitted = self._link.submit(task, shape, dict(parameters), num_examples, metrics)
+        self._sent, self._rounds = self._sent + shape.nbytes, self._rounds + (task.kind is Kind.FIT)
         if submitted.outcome is Outcome.REJECTED:
             raise from_reason(submitted.reason, f"the server refused the update: {submitted.message}")
         if not submitted.counted:
@@ -100,6 +119,7 @@ def start_client(
     accept_codecs: Sequence[str] | None = None,
     patience: float = 300.0,
     clock: Clock | None = None,
+    site: SitePolicy | None = None,
 ) -> None:
     """Take part in a federation until the server says that it is over.
 
@@ -113,9 +133,11 @@ def start_client(
             except ``torch``.
         patience: seconds to go on trying while the server cannot be reached.
         clock: the time.
+        site: what the site allows the server to ask, and lets leave; see :class:`~fedcore.SitePolicy`.
 
     Raises:
         ConfigError: an argument cannot work.
+        SiteRefused: the server asked for what the site does not allow; the server was told, and nothing left.
         ConnectionLost: the server could not be reached for ``patience`` seconds.
         UpdateRejected: the server refused an update; the message names the tensor or the field.
         Exception: whatever the client's own code raised.
@@ -125,10 +147,10 @@ def start_client(
     with find_transport(transport).connect(server_address) as connection:
         link = Link(
             connection, client_id, codec=codec, accept_codecs=accept_codecs, patience=patience, clock=clock,
-            evaluates=offers_evaluation(client),
+            evaluates=offers_evaluation(client), check=(site or SitePolicy()).check_model,
         )  # fmt: skip
         try:
-            message = Worker(link, client).run()
+            message = Worker(link, client, site).run()
         finally:
             drain()
     log.info("client %s: %s", client_id, message)

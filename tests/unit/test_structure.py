@@ -13,8 +13,8 @@ SHELVES = ("codecs", "transports", "protos", "strategies", "filters", "estimator
 ROWS = [
     {"errors", "parameters", "messages", "values", "shards", "pool", "views", "extents"},
     {
-        "codec", "transport", "client", "aggregator", "fixedpoint", "strategy", "policy", "registry", "security", "access",
-        "config", "events", "history", "compression", "tensorwise", "blockwise", "durable", "goal",
+        "codec", "transport", "client", "aggregator", "fixedpoint", "strategy", "policy", "registry", "security", "site",
+        "access", "config", "events", "history", "compression", "tensorwise", "blockwise", "durable", "goal",
     },
     {"coordinator", "round", "rounds", "roster", "phase", "progress"},
     {
