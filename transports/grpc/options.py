@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import re
 from typing import TypeAlias
 
 from fedcore.errors import AddressError
+
+log = logging.getLogger(__name__)
 
 Options: TypeAlias = list[tuple[str, int]]
 
@@ -48,13 +51,16 @@ def check_plaintext(address: str, *, insecure: bool, serving: bool) -> None:
     Raises:
         AddressError: it would not.
     """
-    if insecure or is_local(address):
+    if is_local(address):
         return
     what = f"serve plaintext on {address}" if serving else f"send updates in plaintext to {address}"
+    if insecure:
+        log.warning("insecure=True: about to %s; anyone on the way can read and change models", what)
+        return
     raise AddressError(
         f"refusing to {what}, which other machines can reach: anyone on the way could read and change models. "
-        "Use a loopback address or a Unix socket behind an encrypted tunnel, or, on a network you trust, write "
-        "transport=Grpc(insecure=True)",
+        "Give both ends certificates, transport=Grpc(tls=TLS.kit(...)), which `fedcore pki` makes; or, on a network you trust, "
+        "write transport=Grpc(insecure=True)",
         reason="INSECURE_ADDRESS",
     )
 

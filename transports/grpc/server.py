@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from secrets import token_hex
 from typing import Any, NoReturn
 
@@ -159,7 +159,7 @@ class Service:
             {
                 "RegisterClient": unary(self._guarded(self._register)),
                 "GetGlobalModel": unary(self._guarded(self._pull)),
-                "GetGlobalModelStream": down(self._fetch),
+                "GetGlobalModelStream": down(self._guarded(self._fetch)),
                 "SubmitModelUpdate": unary(self._guarded(self._submit)),
                 "SubmitModelUpdateStream": up(self._guarded(self._submit_stream)),
                 "GetServerStatus": unary(self._guarded(self._status)),
@@ -205,19 +205,18 @@ class Service:
             return with_body(answer, reply.body, total)
         return await asyncio.get_running_loop().run_in_executor(None, with_body, answer, reply.body, total)
 
-    async def _fetch(self, data: bytes, context: Any) -> AsyncIterator[bytes]:
-        length, body = await self._guarded(self._fetched)(data, context)
-        cut = chunks(pb.ModelChunk, body, length, self._chunk_bytes)
-        next_chunk = self._guarded(_next_of)
-        while (chunk := await next_chunk(cut, context)) is not None:
-            yield chunk
-
-    async def _fetched(self, data: bytes, context: Any) -> tuple[int, Body]:
+    async def _fetch(self, data: bytes, context: Any) -> None:
         fetch = wire.unpack_fetch(parse(pb.GetGlobalModelRequest, data))
         reply = await self._ask(context, fetch)
         if not isinstance(reply.message, Rest):
             raise ProtocolError("the task is over: pull again", reason="NOT_SELECTED")
-        return reply.message.total_bytes - fetch.offset, reply.body
+        for chunk in chunks(pb.ModelChunk, reply.body, reply.message.total_bytes - fetch.offset, self._chunk_bytes):
+            try:
+                async with asyncio.timeout(self._stall_timeout):
+                    await context.write(chunk)
+            except TimeoutError:  # with a chunk on its way no status can be sent; what there is goes with the connection
+                log.warning("%s took no chunk of its model for %g s: cut off", context.peer(), self._stall_timeout)
+                raise asyncio.CancelledError from None
 
     async def _submit(self, data: bytes, context: Any) -> bytes:
         request, body = without_body(pb.SubmitModelUpdateRequest, data)
@@ -271,10 +270,6 @@ class Service:
     async def _control(self, data: bytes, context: Any) -> bytes:
         reply: Any = await self._ask(context, wire.unpack_command(parse(pb.ControlRequest, data)))
         return pb.ControlResponse(message=reply.message.message).SerializeToString()
-
-
-async def _next_of(cut: Iterator[bytes], _: Any) -> bytes | None:
-    return next(cut, None)
 
 
 def _is_served(target: str) -> bool:
