@@ -21,7 +21,7 @@ PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types protos bench bench-peers clean
+.PHONY: help demo test test-all chaos lint types protos bench bench-peers clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -34,6 +34,10 @@ test: $(READY) ## run the tests
 
 test-all: $(READY) ## run the tests, the slow ones too
 	$(BIN)/python -m pytest -m "" $(ARGS)
+
+# What passed is noted in a file, and begun anew when any code has changed: an hour need not be spent in one piece.
+chaos: $(READY) ## disturb whatever can be, in less than an hour; if it was interrupted, it goes on
+	$(BIN)/python -m pytest -m chaos --resume .pytest_cache/chaos $(ARGS)
 
 lint: $(READY) ## look for mistakes and bad style
 	$(BIN)/ruff check .

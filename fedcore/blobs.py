@@ -11,7 +11,7 @@ import numpy as np
 
 from fedcore.broadcast import Payload
 from fedcore.codec import Codec
-from fedcore.durable import place
+from fedcore.durable import place, synchronise
 from fedcore.errors import FedcoreError, OutOfStorage, StateError
 from fedcore.failpoints import reach
 from fedcore.intake import receive
@@ -51,10 +51,10 @@ class Blobs:
             OutOfStorage: the disk has no room.
         """
         target = self._path(payload.manifest)
-        if target.exists():
-            return
         part = self._spool / f"{target.name}.{token_hex(4)}"
         try:
+            if target.exists():  # whoever wrote it may have come no further than to give it its name
+                return synchronise(self._folder)
             place(target, part, payload.body, lambda step: reach(f"{point}.{step}"))
         except OSError as error:
             raise OutOfStorage(f"{target} cannot be written: {error.strerror}") from error

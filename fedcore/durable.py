@@ -43,10 +43,20 @@ def settle(part: Path, target: Path, passed: Callable[[str], object] = str) -> N
     passed("before_rename")
     part.replace(target)
     passed("after_rename")
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and a rename is durable by itself
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    synchronise(target.parent)
     passed("after_dirsync")
+
+
+def synchronise(folder: Path) -> None:
+    """Have the names in a folder on the disk.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    if os.name != "posix":  # elsewhere a folder cannot be opened, and a name is durable by itself
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -20,6 +20,7 @@ from typing import Any
 from fedcore.blobs import Blobs
 from fedcore.codec import Codec
 from fedcore.database import Database, damaged, hold, release
+from fedcore.durable import synchronise
 from fedcore.errors import StateError, UpdateRejected
 from fedcore.messages import Manifest, TensorInfo
 
@@ -131,6 +132,8 @@ class Ledger:
             raise StateError(f"there is no ledger in {self.folder}")
         self._guard(fresh=not path.exists())
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not looking:
+            synchronise(self.folder.absolute().parent)
         self._lock = None if looking else hold(self.folder / "lock")
         try:
             self._db = Database(path, _SCHEMA, application=_APPLICATION, version=_VERSION, looking=looking)

@@ -15,6 +15,7 @@ from fedcore.codec import REFERENCE, Codec
 from fedcore.errors import (
     ChecksumError,
     ConfigError,
+    ConnectionLost,
     FedcoreError,
     Fenced,
     NotRegistered,
@@ -153,7 +154,10 @@ class Link:
             return self._call(make(session), body)
         except SessionError as error:  # the session is old; whether this process is, registering will say
             self._register_again(session, error)
+        try:
             return self._call(make(self.session), body)
+        except SessionError as error:  # the server was started once more meanwhile, or a newer process is coming
+            raise ConnectionLost(f"the server has forgotten this client again: {error}") from error
 
     def _call(self, message: Message, body: Body = (), timeout: float | None = None) -> Reply:
         if self._connection.takes_turns:
@@ -378,7 +382,7 @@ class Link:
     def _obey(self, directive: Directive, message: str = "") -> None:
         if directive is Directive.STOP:
             with self._condition:
-                self._over = Finished(message or "the run is complete")
+                self._over = Finished(message or "the run is over")
                 self._condition.notify_all()
 
 

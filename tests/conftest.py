@@ -1,11 +1,16 @@
-"""What every test gets: a check that it leaves no thread behind, and small models to train."""
+"""What every test gets: a check that it leaves no thread behind, and small models to train. And runs that are resumed."""
 
+import hashlib
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+SOURCES = ("fedcore", "codecs", "transports", "protos", "tests", "examples", "pyproject.toml", "constraints.txt")
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +23,57 @@ def no_leaked_threads():
         thread.join(timeout=5.0)
     left = [t.name for t in late if t.is_alive()]
     assert not left, f"threads left behind: {left}"
+
+
+def pytest_addoption(parser):
+    help = "leave out the tests that are in this file, and add those that pass; on other code, or if all are in it, begin anew"
+    parser.addoption("--resume", metavar="FILE", help=help)
+
+
+def pytest_configure(config):
+    if path := config.getoption("--resume"):
+        config.pluginmanager.register(Resumed(config.rootpath / path, state_of(config.rootpath)))
+
+
+def state_of(root):
+    """Return what says whether anything has changed that a test may depend on, committed or not."""
+    found = hashlib.sha256(sys.version.encode())
+    for name in SOURCES:
+        top = root / name
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if path.is_file() and "__pycache__" not in path.parts:
+                content = path.read_bytes()
+                found.update(f"{path.relative_to(root)} {len(content)}\0".encode() + content)
+    return found.hexdigest()
+
+
+class Resumed:
+    """Keeps a file with the state of the code, and then a line for each test that passed."""
+
+    def __init__(self, path: Path, state: str):
+        self.path, self.state, self.passing = path, state, True
+        known, _, _ = path.read_text().rpartition("\n") if path.exists() else ("", "", "")  # the last line may be torn
+        first, *rest = known.splitlines() or [""]
+        self.begin(rest if first == state else [])
+
+    def begin(self, passed):
+        self.passed = set(passed)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("".join(f"{line}\n" for line in [self.state, *passed]))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config, items):
+        """Leave out what passed before, unless all did."""
+        left = [item for item in items if item.nodeid not in self.passed]
+        if left and len(left) < len(items):
+            config.hook.pytest_deselected(items=[item for item in items if item.nodeid in self.passed])
+            items[:] = left
+        elif not left and not config.option.collectonly:
+            self.begin([])
+
+    def pytest_runtest_logreport(self, report):
+        """Note a test that passed, with all that belongs to it."""
+        self.passing = report.passed and (self.passing or report.when == "setup")
+        if report.when == "teardown" and self.passing:
+            with self.path.open("a") as file:
+                file.write(f"{report.nodeid}\n")

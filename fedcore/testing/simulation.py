@@ -36,14 +36,19 @@ log = logging.getLogger(__name__)
 
 _UNSAID = {"at", "run_id", "address", "past", "metrics", "traffic", "seconds"}  # of an event, in the log
 _SLOW_DISK = 0.05  # of how many steps of the journal take long
+_LAST = 30  # things that happened, below an error
 
 
 class Happened(NamedTuple):
-    """Something that happened in a simulation: when, to whom, and what."""
+    """Something that happened in a simulation: when, to whom, and what; the server's events are there themselves, too."""
 
     at: float
     who: str
     what: str
+    event: Event | None = None
+
+    def __str__(self) -> str:
+        return f"{self.at:.3f} {self.who}: {self.what}"
 
 
 @dataclass
@@ -125,8 +130,8 @@ def simulate(
         limit: seconds on the simulation's clock.
 
     Raises:
-        TimeoutError: the run is not over then.
-        Exception: what a client failed with, if the run did not get over without it.
+        TimeoutError: the run is not over then; what happened last stands below the error.
+        Exception: what a server could not start for, or a client failed with, if the run did not get over without it.
     """
     scheduler = Scheduler(seed)
     network = Network(scheduler, loss=loss, duplicate=duplicate, delay=delay)
@@ -225,6 +230,7 @@ class _Stage:
         self._disk, self._lives = Disk(), 0
         self._server: Process | None = None
         self._errors: dict[str, Exception] = {}
+        self._broken: Exception | None = None  # what a server did not start for
         self.scheduler.crashed, network.passing, network.arriving = self._crashed, self._passing, self._arriving
 
     def run(self, limit: float) -> Simulation:
@@ -233,10 +239,8 @@ class _Stage:
         for name in self._clients:
             self._join(name)
         while self._server is None or not self._server.over:
-            if not self.scheduler.step() or self.scheduler.now > limit:
-                for error in self._errors.values():
-                    raise error
-                raise TimeoutError(f"the run is not over after {self.scheduler.now:.0f} simulated seconds")
+            if self._broken or not self.scheduler.step() or self.scheduler.now > limit:
+                raise self._stuck()
         server, self._faults = self._server, _Faults()
         ending = self.scheduler.spawn("the end", server.stop, server.group)
         while ending in self.scheduler.fibers(server.group):
@@ -246,9 +250,16 @@ class _Stage:
             self.scheduler.now, self._config.durability == "update",
         )  # fmt: skip
 
-    def note(self, who: str, what: str) -> None:
+    def note(self, who: str, what: str, event: Event | None = None) -> None:
         """Write down that something happened."""
-        self.log.append(Happened(self.scheduler.now, who, what))
+        self.log.append(Happened(self.scheduler.now, who, what, event))
+
+    def _stuck(self) -> Exception:
+        """Return why the run does not get over."""
+        late = TimeoutError(f"the run is not over after {self.scheduler.now:.0f} simulated seconds")
+        error = self._broken or next(iter(self._errors.values()), late)
+        error.add_note("\n".join(["what happened last:", *map(str, self.log[-_LAST:])]))
+        return error
 
     # --- processes ---
 
@@ -263,23 +274,29 @@ class _Stage:
             self._disk, each_update=self._config.durability == "update", keep_updates=self._config.keep_updates,
             passed=partial(self._pass, group),
         )  # fmt: skip
-        server = Process(
-            group, self.network, journal, config=self._config, strategy=self._strategy(),
-            observers=[lambda event: self.note(group, _said(event))],
-        )  # fmt: skip
-        server.start()
-        self._server = server
+        try:
+            server = Process(
+                group, self.network, journal, config=self._config, strategy=self._strategy(),
+                observers=[lambda event: self.note(group, _said(event), event)],
+            )  # fmt: skip
+            server.start()
+        except Exception as error:
+            log.debug("%s does not start", group, exc_info=error)
+            self._broken = error
+            self.note(group, f"does not start: {type(error).__name__}: {error}")
+        else:
+            self._server = server
 
     def _join(self, name: str) -> None:
         self.scheduler.spawn(name, partial(self._be_client, name), name)
 
     def _be_client(self, name: str) -> None:
         self.note(name, "starts")
-        client, connection = self._clients[name](), _Recorded(self, name, self.network.connect(self.network.anywhere))
-        link = _Link(
-            self.scheduler, connection, name, evaluates=offers_evaluation(client), patience=self._faults.patience
-        )
+        connection = _Recorded(self, name, self.network.connect(self.network.anywhere))
         try:
+            client = self._clients[name]()
+            evaluates = offers_evaluation(client)
+            link = _Link(self.scheduler, connection, name, evaluates=evaluates, patience=self._faults.patience)
             said = Worker(link, client).run()
         except Exception as error:
             log.debug("client %s ended with an error", name, exc_info=error)

@@ -15,6 +15,8 @@ from fedcore.events import UpdateAccepted
 from fedcore.messages import Pull, Register
 from fedcore.testing import run_federation
 
+pytestmark = pytest.mark.chaos
+
 INITIAL = {"w": torch.zeros(5000)}
 
 

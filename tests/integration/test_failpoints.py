@@ -14,6 +14,8 @@ from fedcore.failpoints import _plan
 from fedcore.ledger import Ledger
 from fedcore.parameters import digest
 
+pytestmark = pytest.mark.chaos
+
 HERE = Path(__file__).parent
 STEPS = ("tmp_half", "before_fsync", "before_rename", "after_rename", "after_dirsync")
 POINTS = [

@@ -7,6 +7,8 @@ from fedcore import Client, FedAvg, Grpc, Memory, ServerConfig, digest
 from fedcore.testing import Faulty, run_federation
 from fedcore.transports.grpc import TransferPolicy
 
+pytestmark = pytest.mark.chaos
+
 INITIAL = {"w": torch.zeros(3000), "n": torch.tensor(0)}
 
 

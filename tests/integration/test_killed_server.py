@@ -16,6 +16,8 @@ from fedcore import Client, Grpc, start_client
 from fedcore.testing import Recorder, check_state
 from fedcore.transports.grpc import TransferPolicy
 
+pytestmark = pytest.mark.chaos
+
 HERE = Path(__file__).parent
 POINTS = [
     "ledger.before_rename", "run.before", "run.after", "reg.before_commit", "reg.after_commit", "round.before_open",

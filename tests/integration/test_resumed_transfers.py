@@ -12,6 +12,8 @@ from fedcore.testing import Proxy, run_federation
 from fedcore.transports.grpc import TransferPolicy
 from fedcore.transports.memory import Memory
 
+pytestmark = pytest.mark.chaos
+
 MIB = 1 << 20
 PATIENCE = 60.0
 

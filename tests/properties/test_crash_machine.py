@@ -16,6 +16,8 @@ from witness import Witness
 
 from fedcore.messages import Registered, Submitted
 
+pytestmark = pytest.mark.chaos
+
 ENOUGH = 20_000  # steps before a release
 LOOSE = {"deadline": None, "database": None, "print_blob": False, "suppress_health_check": list(HealthCheck)}
 

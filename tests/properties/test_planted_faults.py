@@ -19,6 +19,8 @@ from fedcore.rounds import Rounds
 from fedcore.testing.journal import MemoryJournal
 from fedcore.uploads import Uploads
 
+pytestmark = pytest.mark.chaos
+
 FAULTS = {}
 
 

@@ -10,7 +10,7 @@ and only if it was silent. I16: whoever was told to stop gets no task. I20: the 
 from collections import Counter
 
 from fedcore import digest, events
-from fedcore.errors import ConnectionLost, FedcoreError, Fenced, OutOfStorage, RemoteError, SessionError
+from fedcore.errors import ConnectionLost, FedcoreError, Fenced, OutOfStorage, RemoteError, SessionError, TooOften
 from fedcore.messages import (
     Assigned,
     Beat,
@@ -29,6 +29,7 @@ from fedcore.messages import (
 
 COUNTED = (Outcome.ACCEPTED, Outcome.DUPLICATE)
 FRIENDLY = ("the server was stopped", "")
+KNOCKS = 10  # times that a client may register whenever it likes
 ELAPSE = 2.0  # seconds of a round that a crash may forget: it is noted every fiftieth of the deadline how long it has lasted
 
 
@@ -67,7 +68,8 @@ class Witness:
     def _new_life(self):
         self.sessions = {}  # by client: the token of the last welcome
         self.heard_at, self.perhaps_at = {}, {}  # by client: when it was heard last, at least and at most
-        self.errors = set()  # clients that said they failed
+        self.errors = set()  # clients that said they failed, or were told to come later
+        self.knocks = Counter()  # by client: how often it registered
         self.stopped, self.open = set(), None
         self.began = self.bench.scheduler.now if self.bench else 0.0
 
@@ -127,6 +129,7 @@ class Witness:
             self.perhaps_at[client] = asked.at
         if isinstance(asked.message, Register):
             self.wished.setdefault(client, set()).add(asked.agent.instance)
+            self.knocks[client] += 1
 
     def heard(self, asked):
         """A client is told something."""
@@ -154,6 +157,11 @@ class Witness:
         older = self.seen.setdefault(client, [])
         known = older.index(instance) if instance in older else None
         superseded = known is not None and 1 < len(older) - known <= 8
+        if isinstance(reply, TooOften):  # its place is free until it comes for work
+            self.expect(self.knocks[client] > KNOCKS, f"{instance} could not register: {reply!r}")
+            self.errors.add(client)
+            self.struck.add(f"fit-{max(self.bench.disk.pages, default=0)}-{client}")
+            return
         if not isinstance(reply, Registered):
             rivals = self.wished[client] - {instance}
             fine = (isinstance(reply, Fenced) and rivals) or isinstance(reply, OutOfStorage)
