@@ -15,8 +15,8 @@ COUNTS_FROM_ZERO = ["extra_clients", "seed", "keep_updates"]
 TIMES = ["round_timeout", "heartbeat_interval", "heartbeat_timeout"]
 TIMES_FROM_ZERO = ["start_wait", "evaluate_timeout", "stop_grace"]
 OTHERS = [  # None, or checked where they are used
-    "accept_codecs", "policy", "upload_memory", "resume_memory", "delta_codec", "map_folder", "state_dir", "audit_log", "durability",
-    "initial_model", "goal", "max_run_time",
+    "accept_codecs", "policy", "upload_memory", "resume_memory", "delta_codec", "map_folder", "state_dir", "audit_log",
+    "durability", "initial_model", "goal", "max_run_time",
 ]  # fmt: skip
 
 
