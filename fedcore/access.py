@@ -14,14 +14,18 @@ _ALLOWED: dict[type[Message], frozenset[Role]] = {
 
 
 def check_access(peer: Identity, message: Message) -> None:
-    """Check that a peer may ask for something. Where the transport verifies nobody, everybody may ask for everything.
+    """Check that a peer may ask for something.
+
+    Where the transport verifies nobody, everybody may ask for everything, but only from this machine for what admins do.
 
     Raises:
         Unauthenticated: nobody knows who it is.
         PermissionDenied: it has no such right, or speaks for somebody else.
     """
-    if peer.role is None:
+    if peer.role is None and (peer.is_here or not isinstance(message, Command)):
         return
+    if peer.role is None:
+        raise Unauthenticated("without certificates a server is told what to do from its own machine only")
     if peer.role is Role.ANONYMOUS:
         raise Unauthenticated("this server knows its peers by certificates or tokens, and you have shown none that is good")
     if peer.role not in _ALLOWED.get(type(message), ()):

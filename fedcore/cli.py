@@ -1,4 +1,4 @@
-"""The command ``fedcore``: try a federation, ask a server how it stands, look back at a run, see what there is.
+"""The command ``fedcore``: try a federation, ask a server how it stands, look back at a run, make certificates.
 
 Exit status: 0 well done, 1 an error or a run that failed, 2 a mistake in the command line, 130 interrupted. Everything that
 imports torch is imported by the commands that need it.
@@ -15,9 +15,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fedcore import __version__, demo, state_commands
+from fedcore import __version__, demo, pki_commands, state_commands
 from fedcore.errors import ConfigError, ConnectionLost, FedcoreError
 from fedcore.messages import ClientStatus, ServerStatus, StatusQuery
 from fedcore.observers.board import headline
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_status(commands.add_parser("status", help="ask a server how its run stands"))
     state_commands.add_runs(commands.add_parser("runs", help="show what a state directory holds"))
     state_commands.add_replay(commands.add_parser("replay", help="make the models of a run again from its updates"))
+    pki_commands.add_pki(commands.add_parser("pki", help="make the certificates of a federation"))
     listing = commands.add_parser("list", help="show the transports, codecs and strategies there are")
     listing.set_defaults(command=_list)
     return parser
@@ -117,17 +118,24 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--watch", action="store_true", help="ask every second until the run is over")
     parser.add_argument("--transport", default="grpc", help="the server's transport (default %(default)s)")
-    parser.add_argument("--insecure", action="store_true", help="speak plaintext to other machines, too")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--tls-kit", metavar="DIR", help="the kit of an operator, an admin or a client (see fedcore pki)")
+    how.add_argument("--insecure", action="store_true", help="speak plaintext to other machines, too")
     parser.set_defaults(command=_status)
 
 
 def _status(chosen: argparse.Namespace) -> int:
     from fedcore.registry import find
+    from fedcore.security import TLS
 
     kind = find("transports", chosen.transport)
-    if chosen.insecure and "insecure" not in inspect.signature(kind).parameters:
-        raise ConfigError(f"transport {chosen.transport!r} has no option 'insecure'")
-    transport = kind(insecure=True) if chosen.insecure else kind()
+    options: dict[str, Any] = {"insecure": True} if chosen.insecure else {}
+    if chosen.tls_kit is not None:
+        options["tls"] = TLS.kit(chosen.tls_kit)
+    for option in options:
+        if option not in inspect.signature(kind).parameters:
+            raise ConfigError(f"transport {chosen.transport!r} has no option {option!r}")
+    transport = kind(**options)
     show = _as_json if chosen.json else _as_text
     with transport.connect(chosen.address) as connection:
         status = _ask(connection)

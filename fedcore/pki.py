@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _REQUEST, _ISSUED, _REVOKED, _KITS, _AUTHORITY_KEY = "request.pem", "issued.jsonl", "revoked.txt", "kits", "authority.key"
 _SKEW = timedelta(hours=1)  # clocks differ: a certificate is valid from a little before it was made
+_LONGEST_NAME = 48
+_HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,11 @@ class Authority:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         _library()
-        if not (self.folder / AUTHORITY).exists():
+        key = self.folder / _AUTHORITY_KEY
+        if not (self.folder / AUTHORITY).is_file() or not key.is_file():
             raise ConfigError(f"{self.folder} holds no authority: `fedcore pki init {self.folder}` makes one")
-        if not is_private(self.folder / _AUTHORITY_KEY):
-            raise ConfigError(f"others can read {self.folder / _AUTHORITY_KEY}: chmod 600, or begin anew")
+        if not is_private(key):
+            raise ConfigError(f"others can read {key}: if nobody did, chmod 600 it; else begin anew")
 
     @classmethod
     def init(cls, folder: str | Path, name: str = "fedcore", *, days: int = 3650) -> Self:
@@ -74,24 +78,43 @@ class Authority:
             days: how long it is good for.
 
         Raises:
-            ConfigError: the folder holds one already.
+            ConfigError: the folder holds something already, or an argument makes no sense.
         """
         x509, _, _ = _library()
         folder = Path(folder)
+        if not (0 < len(name) <= _LONGEST_NAME and name.isprintable()):
+            raise ConfigError(f"an authority has a name of 1 to {_LONGEST_NAME} printable characters, not {name!r}")
         if (folder / AUTHORITY).exists():
             raise ConfigError(f"{folder} holds an authority already")
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder} is no empty folder: an authority gets one of its own")
         key = _new_key()
         subject = _named(f"{name} authority")
         builder = _builder(subject, subject, key.public_key(), days)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
-        _write(folder / _AUTHORITY_KEY, _pem_of_key(key), private=True)
-        _write(folder / AUTHORITY, _pem(_signed(builder, key)))
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        _private_folder(folder)
         _write(folder / _REVOKED, b"")
         _write(folder / _ISSUED, b"")
+        _write(folder / _AUTHORITY_KEY, _pem_of_key(key), private=True)
+        _write(folder / AUTHORITY, _pem(_signed(builder, key)))
         return cls(folder)
+
+    @property
+    def name(self) -> str:
+        """What the authority is called in its certificates."""
+        return str(self._certificate().subject.rfc4514_string().removeprefix("CN="))
+
+    @property
+    def until(self) -> str:
+        """When the authority ends, and all that it signed with it, in ISO 8601."""
+        return str(self._certificate().not_valid_after_utc.isoformat())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the authority's certificate: what the members of a federation can compare over the telephone."""
+        return _fingerprint(self._certificate())
 
     @property
     def revoked(self) -> Path:
@@ -114,31 +137,37 @@ class Authority:
             The folder of the kit.
 
         Raises:
-            ConfigError: an argument makes no sense, or the request is not one for this name.
+            ConfigError: an argument makes no sense, the request is not one for this name, or somebody else has the name.
         """
         x509, _, oids = _library()
         role, name = _role(role), check_client_id(name)
         if (role is Role.SERVER) != bool(hosts):
             raise ConfigError("a server needs its host names and addresses, and nobody else has any")
+        if other := next((each for each in self.good() if each.name == name and each.role != role), None):
+            raise ConfigError(f"{name!r} is the name of a {other.role} already: take another one, or revoke it")
         kit = self.folder / _KITS / name
         key = None if request is not None else _new_key()
         public = key.public_key() if key is not None else _requested(Path(str(request)), role, name)
-        authority = x509.load_pem_x509_certificate((self.folder / AUTHORITY).read_bytes())
+        authority = self._certificate()
         purpose = oids.SERVER_AUTH if role is Role.SERVER else oids.CLIENT_AUTH
         builder = _builder(_named(name), authority.subject, public, days)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         builder = builder.add_extension(x509.SubjectAlternativeName(_alternatives(role, name, hosts)), critical=False)
-        certificate = _signed(builder, self._key())
-        kit.mkdir(mode=0o700, parents=True, exist_ok=True)
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())
+        certificate = _signed(builder.add_extension(signer, critical=False), self._key())
+        if certificate.not_valid_after_utc > authority.not_valid_after_utc:
+            raise ConfigError(f"the authority itself ends on {self.until[:10]}: ask for fewer days than {days}, or begin anew")
+        self._note(Issued(role.value, name, _fingerprint(certificate), certificate.not_valid_after_utc.isoformat()))
+        _private_folder(kit)
         if key is not None:
             _write(kit / KEY, _pem_of_key(key), private=True)
+        else:
+            (kit / KEY).unlink(missing_ok=True)  # an earlier one, which does not belong to this certificate
         _write(kit / CERTIFICATE, _pem(certificate))
         _write(kit / AUTHORITY, (self.folder / AUTHORITY).read_bytes())
-        issued = Issued(role.value, name, _fingerprint(certificate), certificate.not_valid_after_utc.isoformat())
-        with (self.folder / _ISSUED).open("a") as file:
-            file.write(json.dumps(asdict(issued)) + "\n")
         return kit
 
     def revoke(self, name: str) -> list[Issued]:
@@ -158,9 +187,25 @@ class Authority:
         """Return all certificates that were ever issued, oldest first."""
         return [Issued(**json.loads(line)) for line in (self.folder / _ISSUED).read_text().splitlines()]
 
+    def good(self) -> list[Issued]:
+        """Return the certificates that are neither revoked nor over."""
+        now, revoked = datetime.now(UTC), self.revoked.read_text().split()
+        return [each for each in self.issued() if each.fingerprint not in revoked and now < datetime.fromisoformat(each.until)]
+
     def is_revoked(self, issued: Issued) -> bool:
         """Return whether a certificate is revoked."""
         return issued.fingerprint in self.revoked.read_text().split()
+
+    def _note(self, issued: Issued) -> None:
+        """Write down what is about to be handed out, first: what is not in the book could not be revoked."""
+        with (self.folder / _ISSUED).open("a") as file:
+            file.write(json.dumps(asdict(issued)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _certificate(self) -> Any:
+        x509, _, _ = _library()
+        return x509.load_pem_x509_certificate((self.folder / AUTHORITY).read_bytes())
 
     def _key(self) -> ec.EllipticCurvePrivateKey:
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -186,8 +231,9 @@ def make_request(role: Role | str, name: str, folder: str | Path) -> Path:
     x509, hashes, _ = _library()
     role, name, folder = _role(role), check_client_id(name), Path(folder)
     if (folder / KEY).exists():
-        raise ConfigError(f"{folder / KEY} exists already")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        raise ConfigError(f"{folder / KEY} exists already; to renew a certificate, send {folder / _REQUEST} once more")
+    if not folder.exists():
+        _private_folder(folder)
     key = _new_key()
     alternatives = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(urn(role, name))])
     builder = x509.CertificateSigningRequestBuilder().subject_name(_named(name)).add_extension(alternatives, critical=False)
@@ -198,15 +244,31 @@ def make_request(role: Role | str, name: str, folder: str | Path) -> Path:
 
 def _requested(path: Path, role: Role, name: str) -> Any:
     x509, _, _ = _library()
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    strange = (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion)
     try:
         request = x509.load_pem_x509_csr(path.read_bytes())
         asked = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         named = asked.get_values_for_type(x509.UniformResourceIdentifier)
-    except (OSError, ValueError, x509.ExtensionNotFound) as error:
+        signed, key = request.is_signature_valid, request.public_key()
+    except (OSError, ValueError, UnsupportedAlgorithm, *strange) as error:
         raise ConfigError(f"{path} is no request for a certificate: {error}") from error
-    if not request.is_signature_valid or named != [urn(role, name)]:
-        raise ConfigError(f"{path} is a request of {', '.join(named) or 'nobody'}, not of {urn(role, name)}")
-    return request.public_key()
+    if not signed:
+        raise ConfigError(f"{path} was changed after it was signed, or made by somebody who has not got the key")
+    if named != [urn(role, name)]:
+        raise ConfigError(f"{path} is a request of {', '.join(map(repr, named)) or 'nobody'}, not of {urn(role, name)!r}")
+    if not _is_strong(key):
+        raise ConfigError(f"{path} has a key that is not taken: ECDSA over P-256 or P-384 is, and RSA of 2048 bits or more")
+    return key
+
+
+def _is_strong(key: Any) -> bool:
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1)
+    return isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048
 
 
 def _role(role: Role | str) -> Role:
@@ -224,8 +286,10 @@ def _alternatives(role: Role, name: str, hosts: Iterable[str]) -> list[Any]:
     found: list[Any] = [x509.UniformResourceIdentifier(urn(role, name))]
     for host in hosts:
         try:
-            found.append(x509.IPAddress(ipaddress.ip_address(host)))
+            found.append(x509.IPAddress(ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))))
         except ValueError:
+            if not _HOST.fullmatch(host):
+                raise ConfigError(f"{host!r} is no host name or address; it is written without a port") from None
             found.append(x509.DNSName(host))
     return found
 
@@ -282,6 +346,12 @@ def _pem_of_key(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _fingerprint(certificate: x509.Certificate) -> str:
     _, hashes, _ = _library()
     return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def _private_folder(folder: Path) -> None:
+    """Make a folder that its owner alone may look into."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
 
 
 def _write(path: Path, content: bytes, *, private: bool = False) -> None:

@@ -14,6 +14,7 @@ from fedcore.errors import ConfigError
 AUTHORITY, CERTIFICATE, KEY = "authority.pem", "certificate.pem", "key.pem"
 """The files of a kit."""
 
+_HERE = ("memory:", "unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")
 _URN = re.compile(r"urn:fedcore:(client|operator|admin|server):([A-Za-z0-9][A-Za-z0-9._-]{0,63})")
 
 
@@ -44,6 +45,11 @@ class Identity:
     role: Role | None = None
     fingerprint: str = ""
     by_reference: bool = False
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it speaks from this machine."""
+        return self.address.startswith(_HERE)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fedcore.client import Client, offers_evaluation
 from fedcore.clock import Clock
 from fedcore.codec import Codec
 from fedcore.cores import cores_lent
-from fedcore.errors import ConfigError, InvalidWeight, SchemaMismatch, from_reason
+from fedcore.errors import ConfigError, FedcoreError, InvalidWeight, SchemaMismatch, from_reason
 from fedcore.failpoints import reach
 from fedcore.link import Link
 from fedcore.messages import Finished, Kind, Outcome, Status, Task
@@ -74,7 +74,8 @@ class Worker:
             parameters = {}  # what was received is not kept through the upload
             self._hand_in(task, spec, base, *update)
         except BaseException as error:
-            self._link.give_back(task, f"{type(error).__name__}: {error}")
+            told = f"{type(error).__name__}: {error}" if isinstance(error, FedcoreError) else type(error).__name__
+            self._link.give_back(task, told)  # what the user's code says may be of its data
             raise
 
     def _answer(self, task: Task, parameters: Parameters) -> tuple[Mapping[str, Any], int, dict[str, float]]:

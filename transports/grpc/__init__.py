@@ -4,11 +4,11 @@ Address form: ``host:port``, ``grpc://host:port``, ``[::1]:port`` or ``unix:/pat
 
 Options: see :class:`Grpc`.
 
-Guarantees: a body arrives whole, in order and with every chunk's checksum verified, or reading it raises. Heartbeats have
-a connection of their own. A thousand waiting clients cost the server no thread. Plaintext leaves this machine only if
-``insecure=True`` is written out.
+Guarantees: a body arrives whole, in order and with every chunk's checksum verified, or reading it raises; a stream that breaks
+off is gone on with. Heartbeats have a connection of their own. A thousand waiting clients cost the server no thread. With
+``tls`` both ends know each other by their certificates; plaintext leaves this machine only if ``insecure=True`` is written out.
 
-Limits: no TLS yet; a body larger than the unary threshold travels as a stream of chunks, of any total size.
+Limits: a body larger than the unary threshold travels as a stream of chunks, of any total size.
 """
 
 from __future__ import annotations

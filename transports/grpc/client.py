@@ -10,13 +10,13 @@ from typing import Any
 
 import grpc
 
-from fedcore.errors import ConnectionLost, DeadlineExceeded, ProtocolError
+from fedcore.errors import ConnectionLost, DeadlineExceeded, FedcoreError, ProtocolError, Unauthenticated
 from fedcore.messages import Assigned, Beat, Command, Done, Fetch, Message, Pull, Register, Rest, StatusQuery, Submit, Submitted
 from fedcore.protos import fedcore_pb2 as pb
 from fedcore.security import TLS
 from fedcore.transport import Body, Connection, Reply, behind
 from fedcore.transports.grpc import status, wire
-from fedcore.transports.grpc.credentials import Files, channel_credentials
+from fedcore.transports.grpc.credentials import Files, channel_credentials, is_unwelcome
 from fedcore.transports.grpc.framing import (
     LARGEST_CHUNK,
     OFFSET,
@@ -44,14 +44,16 @@ class GrpcConnection(Connection):
         self, target: str, *, transfer: TransferPolicy, chunk_bytes: int, stall_timeout: float, tls: TLS | None = None
     ):
         self._target, self._transfer, self._chunk_bytes, self._stall = target, transfer, chunk_bytes, stall_timeout
-        self._files = None if tls is None else Files(tls)
+        self._tls, self._files = tls, None if tls is None else Files(tls)
         self._models, self._hearts = self._channel(transfer.message_limit), self._channel(_HEART_LIMIT)
         self._closed, self._broke, self._lock = False, False, threading.Lock()
 
     def _channel(self, message_limit: int) -> grpc.Channel:
-        options = channel_options(message_limit)
+        options: list[tuple[str, Any]] = [*channel_options(message_limit)]
         if self._files is None:
             return grpc.insecure_channel(self._target, options)
+        if self._target.startswith("unix:"):  # what else would a certificate be of
+            options = [*options, ("grpc.default_authority", "localhost")]
         return grpc.secure_channel(self._target, channel_credentials(self._files), options)
 
     def request(self, message: Message, body: Body = (), timeout: float | None = None) -> Reply:
@@ -62,9 +64,32 @@ class GrpcConnection(Connection):
             return self._dispatch(message, body, timeout)
         except grpc.RpcError as error:
             self._broke = self._broke or error.code() is grpc.StatusCode.UNAVAILABLE
-            raise status.error_of(error, self._target) from None
+            raise self._error(error) from None
         except ValueError as error:
             raise _gone(error) from None
+
+    def _error(self, error: grpc.RpcError) -> FedcoreError:
+        """Return what a failed call means; after one that did not get through, certificates that were renewed are used."""
+        lost = status.error_of(error, self._target)
+        if self._tls is None or self._closed or error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return lost
+        if isinstance(lost, ConnectionLost) and not self._renewed() and is_unwelcome(self._tls, self._target):
+            shown = "that there is no certificate" if self._tls.certificate is None else f"{self._tls.certificate}"
+            return Unauthenticated(
+                f"{self._target} ends the connection when it sees {shown}: it wants one of an authority that it knows, for "
+                "this purpose, and valid now"
+            )
+        return lost
+
+    def _renewed(self) -> bool:
+        with self._lock:
+            if self._files is None or self._closed or not self._files.changed:
+                return False
+            old = self._models, self._hearts
+            self._models, self._hearts = self._channel(self._transfer.message_limit), self._channel(_HEART_LIMIT)
+        for channel in old:
+            channel.close()
+        return True
 
     def close(self) -> None:
         """Cut off what is in progress and close both channels."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import socket
 import ssl
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -19,6 +20,7 @@ from fedcore.security import TLS, Identity, Role, named
 log = logging.getLogger(__name__)
 
 _ALTERNATIVES, _CERTIFICATE = "x509_subject_alternative_name", "x509_pem_cert"
+_PROBE_TIMEOUT = 5.0  # seconds
 
 
 class Files:
@@ -26,9 +28,13 @@ class Files:
 
     Args:
         tls: names them.
+
+    Raises:
+        ConfigError: they are not what they should be, or the key does not belong to the certificate.
     """
 
     def __init__(self, tls: TLS):
+        _check(tls)
         self._paths = [Path(path) for path in (tls.authority, tls.certificate, tls.key) if path is not None]
         self._tls, self._state = tls, self._look()
 
@@ -76,12 +82,25 @@ class Revoked:
             state = _stamp(self._path)
             if state == self._state:
                 return False
-            known = frozenset(Path(self._path).read_text().split())
+            known = frozenset(Path(self._path).read_text().replace(":", "").lower().split())
         except (OSError, UnicodeDecodeError) as error:
             log.error("the list of revoked certificates cannot be read, and stays as it was: %s", error)
             return False
         self._state, self._known = state, known
         return True
+
+
+def _check(tls: TLS) -> None:
+    """Check that files can be used; gRPC itself says no more than that there is no connection."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if tls.authority is not None:
+            context.load_verify_locations(tls.authority)
+        if tls.certificate is not None:
+            context.load_cert_chain(tls.certificate, tls.key, lambda: "")  # a key with a password is none that can be used
+    except (OSError, ValueError) as error:
+        which = tls.authority if tls.certificate is None else f"{tls.certificate}, its key or {tls.authority}"
+        raise ConfigError(f"TLS: {which} cannot be used: {error}") from error
 
 
 def server_credentials(tls: TLS) -> grpc.ServerCredentials:
@@ -109,6 +128,53 @@ def channel_credentials(files: Files) -> grpc.ChannelCredentials:
     """Return what a client shows its server, and by what it knows it."""
     authority, chain, key = files.read()
     return grpc.ssl_channel_credentials(authority, key, chain)
+
+
+def is_unwelcome(tls: TLS, target: str) -> bool:
+    """Return whether a server that shows a good certificate ends the connection when it sees this end's, or that it has none.
+
+    A gRPC server says nothing about why, so that its client cannot tell this from a server that just went away. But in TLS 1.3
+    the client is done with the handshake before the server looks at its certificate: who is turned away then was looked at.
+    It is asked twice, since one that goes away can do so at this very moment, but is not there any more then.
+    """
+    return _turns_away(tls, target) and _turns_away(tls, target)
+
+
+def _turns_away(tls: TLS, target: str) -> bool:
+    try:
+        context = ssl.create_default_context(cafile=tls.authority)
+        if tls.certificate is not None:
+            context.load_cert_chain(tls.certificate, tls.key)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.set_alpn_protocols(["h2"])
+        with _connected(target) as plain:
+            secured = context.wrap_socket(plain, server_hostname=_host(target))
+    except OSError:  # nobody is there, or it is not who it should be
+        return False
+    with secured:
+        try:
+            return not secured.recv(1)  # else it goes on, with its settings
+        except TimeoutError:
+            return False
+        except OSError:
+            return True
+
+
+def _connected(target: str) -> socket.socket:
+    if not target.startswith("unix:"):
+        return socket.create_connection((_host(target), int(target.rpartition(":")[2])), _PROBE_TIMEOUT)
+    made = socket.socket(socket.AF_UNIX)
+    try:
+        made.settimeout(_PROBE_TIMEOUT)
+        made.connect(target.removeprefix("unix:"))
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _host(target: str) -> str:
+    return "localhost" if target.startswith("unix:") else target.rpartition(":")[0].strip("[]")
 
 
 def identity(address: str, found: Mapping[str, Sequence[bytes]]) -> Identity:

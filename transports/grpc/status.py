@@ -35,6 +35,8 @@ from fedcore.messages import Directive, Outcome, Submitted
 DETAILS = "grpc-status-details-bin"
 _DOMAIN = "fedcore"
 _LONGEST_MESSAGE = 1024
+_DISTRUST = ("CERTIFICATE_VERIFY_FAILED", "certificate signature failure", "Hostname Verification Check failed")
+"""What gRPC says of a server with a certificate that is not good; of a damaged handshake it says other things."""
 
 _BY_REASON = {
     "BAD_OFFSET": grpc.StatusCode.OUT_OF_RANGE,
@@ -100,6 +102,8 @@ def error_of(error: grpc.RpcError, address: str) -> FedcoreError:
     code, text = error.code(), error.details() or ""
     if info := _info(error):
         return from_reason(info.reason, text)
+    if code is grpc.StatusCode.UNAVAILABLE and any(mark in text for mark in _DISTRUST):
+        return Unauthenticated(f"{address} is not, or cannot show that it is, the server that was meant: {text}")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return ConnectionLost(f"{address} cannot be reached: {text}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
