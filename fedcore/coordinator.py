@@ -174,7 +174,7 @@ class Coordinator:
                 raise ConnectionLost("the update is late, and counts in the next round: send it again when that is open")
             found = (self.rounds.fit and self.rounds.fit.carry(found)) or found
         collection, made_for = found.collection, found.made_for
-        ticket = Ticket(found, header.digest, header.num_examples)
+        ticket = Ticket(found, header.digest, header.num_examples, member.token)
         if refusal := collection.refusal(ticket, self.round):
             return self._refuse(member.client_id, header.round, *refusal, now)
         if header.base_digest != made_for.base_digest:
@@ -183,8 +183,13 @@ class Coordinator:
         return ticket
 
     def commit(self, ticket: Ticket, now: float) -> Submitted:
-        """Count an update that is whole, valid and durable, unless it came too late or was counted before."""
+        """Count an update that is whole, valid and durable, unless it came too late or was counted before.
+
+        Raises:
+            Fenced: a newer process registered since it was admitted.
+        """
         assignment = ticket.assignment
+        self.roster.check_current(assignment.client_id, ticket.token)
         collection = assignment.collection
         if refusal := collection.refusal(ticket, self.round):
             return self._refuse(assignment.client_id, assignment.round, *refusal, now)

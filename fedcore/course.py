@@ -168,14 +168,16 @@ class Course:
         upload = self._strategy.upload_spec(Kind.EVALUATE, spec)
         self.hub.tasks.works[Kind.EVALUATE, number] = Work(Kind.EVALUATE, number, parameters, spec, model_digest, upload)
         self.hub.tasks.broadcast.keep([model_digest])
+        # before the turn, which may end the run: the end waits for it
+        expected = self._evaluations.expect(number) if self._strategy.evaluates else None
         with self.hub.turn() as machine:
             machine.publish(model_digest, now, metrics=metrics, traffic=outcome.traffic if outcome else {})
             asked = machine.rounds.evaluation is not None
             self._ambition.expect(number, by_server=self._strategy.evaluates, by_clients=asked)
             if not asked:  # nobody offered, and nobody will hand anything in
                 del self.hub.tasks.works[Kind.EVALUATE, number]
-        if self._strategy.evaluates:
-            self._evaluations.server_side(number, spec.copy(parameters))
+        if expected is not None:
+            self._evaluations.server_side(number, spec.copy(parameters), expected)
 
     def take_first_model(self) -> None:
         """Adopt the parameters that a client handed in."""

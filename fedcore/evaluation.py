@@ -57,15 +57,22 @@ class Evaluations:
         self._lock = threading.Lock()
         self.pending: tuple[Pending, ...] = ()
 
-    def server_side(self, number: int, parameters: Parameters) -> None:
+    def expect(self, number: int, *, of_clients: bool = False) -> Pending:
+        """Have whoever waits for evaluations wait for one that is about to begin."""
+        pending = Pending(number, self._clock.now(), of_clients)
+        with self._lock:
+            self.pending += (pending,)
+        return pending
+
+    def server_side(self, number: int, parameters: Parameters, expected: Pending | None = None) -> None:
         """Evaluate the model of a round with ``Strategy.evaluate``; ``parameters`` are a copy for it to keep."""
-        self._start(Pending(number, self._clock.now(), False), lambda: self._evaluate(number, parameters))
+        self._lane.send(self._run, expected or self.expect(number), lambda: self._evaluate(number, parameters))
 
     def client_side(self, number: int, results: list[Update]) -> None:
         """Combine what clients measured with ``Strategy.aggregate_evaluate``."""
         by_client = sorted(results, key=lambda update: update.client_id)
-        pending = Pending(number, self._clock.now(), True)
-        self._start(pending, lambda: _prefixed("evaluate", self._strategy.aggregate_evaluate(number, by_client)))
+        pending = self.expect(number, of_clients=True)
+        self._lane.send(self._run, pending, lambda: _prefixed("evaluate", self._strategy.aggregate_evaluate(number, by_client)))
 
     def overdue(self, now: float) -> None:
         """Give up evaluations that have taken too long; a new thread takes the ones behind them."""
@@ -87,11 +94,6 @@ class Evaluations:
     def close(self) -> None:
         """End the thread, unless user code holds it."""
         self._lane.close(timeout=0 if self.pending else 5.0)
-
-    def _start(self, pending: Pending, job: Callable[[], Mapping[str, float] | None]) -> None:
-        with self._lock:
-            self.pending += (pending,)
-        self._lane.send(self._run, pending, job)
 
     def _run(self, pending: Pending, job: Callable[[], Mapping[str, float] | None]) -> None:
         event: ev.Event | None = None

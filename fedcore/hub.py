@@ -282,8 +282,9 @@ class Hub:
         elif isinstance(message, Beat):
             with self.turn() as coordinator:
                 reply = coordinator.heartbeat(message, self.clock.now())
-                interval = self.reception.interval(len(coordinator.roster.members))
-            answer(future, Reply(replace(reply, heartbeat_interval=interval)))
+                population = len(coordinator.roster.members)
+            interval, spread = self.reception.interval(population), self.reception.spread(population)
+            answer(future, Reply(replace(reply, heartbeat_interval=interval, spread=spread)))
         elif isinstance(message, Register):
             self.reception.register(request, message, future)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -97,7 +98,11 @@ class Link:
         self._connection, self._evaluates, self._patience = connection, evaluates, patience
         self._wanted = own
         self._clock = clock or Clock()
-        self._persistence = Persistence(patience, self._clock, client_id, self._pause, lambda: self._over is not None)
+        self._jitter = random.Random(client_id)  # noqa: S311 - spreads what many do at a time, no secret
+        self._spread = 0.0
+        self._persistence = Persistence(
+            patience, self._clock, self._jitter, self._pause, lambda: self._over is not None, lambda: self._spread
+        )
         self._condition = threading.Condition()
         self._silent, self._heard = False, 0  # whether the last heartbeat was lost, and how often one came through again
         self._registering = threading.Lock()
@@ -145,7 +150,7 @@ class Link:
         else:
             self._inbox.codec = None
         self._inbox.deltas = welcome.delta_codec != ""
-        self._welcome, self._interval = welcome, welcome.heartbeat_interval
+        self._welcome, self._interval, self._spread = welcome, welcome.heartbeat_interval, welcome.spread
 
     def _request(self, make: Callable[[Session], Message], body: Body = ()) -> Reply:
         """Make a request under the current session; if the server does not know it (any more), under a new one."""
@@ -205,7 +210,8 @@ class Link:
         return self._over
 
     def _pull(self) -> tuple[Task, Parameters] | Finished | None:
-        reply = self._request(lambda session: Pull(session, _HOLD, self._inbox.holds))
+        hold = self._jitter.uniform(0.75, 1.0) * _HOLD  # so that those who came together do not come again together
+        reply = self._request(lambda session: Pull(session, hold, self._inbox.holds))
         if isinstance(reply.message, Assigned):
             return self._accept(reply.message, reply.body)
         if isinstance(reply.message, Finished):
@@ -344,7 +350,7 @@ class Link:
             with self._condition:
                 self._silent, self._heard = False, self._heard + 1
                 self._condition.notify_all()
-        self._interval = reply.heartbeat_interval or self._interval
+        self._interval, self._spread = reply.heartbeat_interval or self._interval, reply.spread
         if reply.directive is Directive.ABORT_TASK and task is self._task:
             self._aborted = True
         self._obey(reply.directive, reply.message)
@@ -367,7 +373,8 @@ class Link:
         while True:
             with self._condition:
                 if not self._stopping:
-                    self._clock.wait(self._condition, self._interval)
+                    lost = self._jitter.uniform(0.5, 1.5) * self._spread if self._silent else 0.0
+                    self._clock.wait(self._condition, max(self._interval, lost))
                 if self._stopping:
                     return
             if self._task is None:

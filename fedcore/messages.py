@@ -131,6 +131,7 @@ class Register:
 class Registered:
     """The welcome: the session to speak under, the codec to send with, how often to beat and how long silence is fine (s).
 
+    When the server cannot be reached, attempts are spread over ``spread`` seconds: it grows with the number of clients.
     With a ``delta_codec``, a client that keeps the last model may be sent the difference to the next instead of the whole.
     One that is told ``keeps`` keeps its last update: after a crash the server may ask for the same task again.
     """
@@ -141,6 +142,7 @@ class Registered:
     heartbeat_timeout: float
     delta_codec: str = ""
     keeps: bool = False
+    spread: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,12 +258,13 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class BeatReply:
-    """The answer to a beat; ``heartbeat_interval``, if it is not 0, is the time to the next in seconds."""
+    """The answer to a beat; ``heartbeat_interval``, if it is not 0, is the time to the next in seconds; see ``Registered``."""
 
     acknowledged: bool
     directive: Directive = Directive.CONTINUE
     message: str = ""
     heartbeat_interval: float = 0.0
+    spread: float = 0.0
 
     @property
     def should_stop(self) -> bool:

@@ -25,6 +25,7 @@ from fedcore.registry import accepted_codec, delta_codec
 from fedcore.tasks import Route, answer, fail
 from fedcore.transport import Reply, Request
 
+_RETURNS = 60.0  # clients a second that are to come back after an interruption
 _BEATS_AT_ONCE = 250.0  # beats a second that the server asks for at most, however many clients there are
 
 _LONGEST_INSTANCE = 64
@@ -127,14 +128,15 @@ class Reception:
             session = coordinator.register(
                 name, token_hex(16), instance=message.instance, evaluates=message.evaluates, now=now
             )
-            processes, interval = roster.processes(name), self.interval(len(roster.members))
+            population, processes = len(roster.members), roster.processes(name)
+            interval, spread = self.interval(population), self.spread(population)
             if len(self.routes) > len(roster.members) + _GONE:
                 self.routes = {n: r for n, r in self.routes.items() if n in roster.members}
             traffic = self.routes.get(name, Route(None)).traffic
             self.routes[name] = Route(down, up, bool(delta), traffic=traffic)
         codec = up.name if up else REFERENCE
         keeps = self.journal.lasting and not self.journal.each_update
-        welcome = Reply(Registered(session, codec, interval, self._lease, delta, keeps))
+        welcome = Reply(Registered(session, codec, interval, self._lease, delta, keeps, spread))
         if self.journal.lasting and processes != self.noted.get(name):  # on the disk first: no older one must come back
             self.noting.send(self._note, name, welcome, future)
         else:
@@ -143,6 +145,10 @@ class Reception:
     def interval(self, population: int) -> float:
         """Return how many seconds apart beats should be: as configured, and further apart when there are very many clients."""
         return max(self._interval, min(population / _BEATS_AT_ONCE, self._lease / 3))
+
+    def spread(self, population: int) -> float:
+        """Return over how many seconds the clients should spread their attempts to come back, should they lose the server."""
+        return min(population / _RETURNS, self._lease / 3)
 
     def _hold_back(self, coordinator: Coordinator, name: str, now: float) -> None:
         """Refuse a client that registers too often; what it was asked to do, others may until it comes for work."""

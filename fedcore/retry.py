@@ -23,16 +23,23 @@ class Persistence:
     Args:
         patience: seconds to go on trying without success.
         clock: the time.
-        seed: of the jitter.
+        jitter: spreads the attempts of many.
+        spread: returns over how many seconds they are to be spread, all of them, from the first on.
         pause: waits for so many seconds, or less where that makes sense.
         hopeless: whether there is no sense in going on.
     """
 
     def __init__(
-        self, patience: float, clock: Clock, seed: str, pause: Callable[[float], object], hopeless: Callable[[], bool]
+        self,
+        patience: float,
+        clock: Clock,
+        jitter: random.Random,
+        pause: Callable[[float], object],
+        hopeless: Callable[[], bool],
+        spread: Callable[[], float] = float,
     ):
-        self._patience, self._clock, self._pause, self._hopeless = patience, clock, pause, hopeless
-        self._jitter = random.Random(seed)  # noqa: S311 - spreads retries, no secret
+        self._patience, self._clock, self._jitter, self._pause = patience, clock, jitter, pause
+        self._hopeless, self._spread = hopeless, spread
 
     def insist(self, attempt: Callable[[], T]) -> T:
         """Make an attempt until it works.
@@ -62,7 +69,7 @@ class Trial:
     def succeeded(self) -> None:
         """Say that there was progress: patience begins anew."""
         self._since: float | None = None
-        self._longest, self._corrupted = _FIRST_PAUSE, 0
+        self._longest, self._corrupted = 0.0, 0
 
     def failed(self, error: FedcoreError) -> None:
         """Pause after a failure.
@@ -77,5 +84,6 @@ class Trial:
         if hopeless or now - self._since >= of._patience:
             raise error
         log.debug("%s; trying again", error)
+        spread = of._spread()
+        self._longest = max(min(2 * self._longest, _LONGEST_PAUSE), _FIRST_PAUSE, spread)
         of._pause(of._jitter.uniform(0, self._longest))
-        self._longest = min(2 * self._longest, _LONGEST_PAUSE)

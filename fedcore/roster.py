@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from fedcore.errors import Fenced, NotRegistered, PermissionDenied, RunChanged
 from fedcore.messages import Beat, ClientStatus, Session, Status, Traffic, check_client_id
@@ -150,6 +151,16 @@ class Roster:
         if client_id in self.evicted:
             raise PermissionDenied(f"{client_id!r} was sent away: {self.evicted[client_id]}", reason="EVICTED")
 
+    def check_current(self, client_id: str, token: str) -> None:
+        """Check that no newer process of a client has registered since ``token`` was given out.
+
+        Raises:
+            Fenced: one has.
+        """
+        member = self.members.get(client_id)
+        if token and member is not None and member.token not in ("", token):
+            raise Fenced(f"a newer process registered as {client_id!r}; this one must end")
+
     def expire(self, now: float) -> list[Member]:
         """Strike off the clients whose lease ran out, and return them."""
         lost = [m for m in self.members.values() if now >= m.last_seen + self.lease]
@@ -183,7 +194,8 @@ class Roster:
     def watch(self, now: float) -> None:
         """Note since when there are enough clients; called when one came, went, or changed."""
         self.stirs += 1
-        if len(self.available) < self.quorum:
+        enough = islice((m for m in self.members.values() if m.available), self.quorum)  # no need to look at all
+        if sum(1 for _ in enough) < self.quorum:
             self.quorum_since = None
         elif self.quorum_since is None:
             self.quorum_since = now

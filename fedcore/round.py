@@ -83,6 +83,7 @@ class Ticket:
     assignment: Assignment
     digest: str
     num_examples: int
+    token: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fedcore.clock import Clock
 from fedcore.codec import Base, Codec
 from fedcore.config import ServerConfig
 from fedcore.coordinator import Coordinator
-from fedcore.errors import FedcoreError, RemoteError, TooLarge, TransportError
+from fedcore.errors import FedcoreError, RemoteError, SessionError, TooLarge, TransportError
 from fedcore.extents import check_finite
 from fedcore.failpoints import reach
 from fedcore.intake import Intake, receive
@@ -35,7 +35,7 @@ from fedcore.values import check_metrics, check_num_examples
 
 log = logging.getLogger(__name__)
 
-_THREADS = 32  # a reader waits for its client most of the time
+_THREADS = 128  # a reader waits for its client most of the time
 _LEAST_BUDGET = 64 << 20
 _AT_ONCE = 1 << 20  # bytes of an update that takes less time to take in than is lost by handing it to another thread
 _TINY = 1 << 16  # bytes of an update whose sum is worth no hand-over: it waits for others, or for the end of the round
@@ -141,14 +141,16 @@ class Uploads:
         update = self._read(arrival)
         entry = self._entry(arrival, update)
         with self._alone(arrival.header.task_id):
-            noted = entry is not None and self._note(arrival, update, entry)
-            with self._turn() as coordinator:
-                submitted = coordinator.commit(arrival.ticket, self._clock.now())
-                counts = submitted.outcome is Outcome.ACCEPTED
-                if counts:  # in this turn, so that no conclusion gets in between
-                    self._count(arrival, update, nbytes, entry)
-            if noted and not submitted.counted:
-                self.journal.withdraw(arrival.header.task_id)
+            noted, counted = entry is not None and self._note(arrival, update, entry), False
+            try:
+                with self._turn() as coordinator:
+                    submitted = coordinator.commit(arrival.ticket, self._clock.now())
+                    counts, counted = submitted.outcome is Outcome.ACCEPTED, submitted.counted
+                    if counts:  # in this turn, so that no conclusion gets in between
+                        self._count(arrival, update, nbytes, entry)
+            finally:
+                if noted and not counted:
+                    self.journal.withdraw(arrival.header.task_id)
         reach("upd.before_ack")
         answer(arrival.reply, Reply(submitted))
         return counts
@@ -189,6 +191,8 @@ class Uploads:
         return self.journal.accept(entry, update, arrival.work.upload, elapsed)
 
     def _reject(self, arrival: Arrival, error: FedcoreError) -> None:
+        if isinstance(error, SessionError):  # the task is the newer process's now
+            return fail(arrival.reply, error)
         final = not error.retryable and error.reason != "ROUND_ALREADY_ANSWERED"
         with self._turn() as coordinator:
             refused = coordinator.release(

@@ -62,7 +62,7 @@ class RegisterClientRequest(_message.Message):
     def __init__(self, client_id: _Optional[str] = ..., protocol_version: _Optional[int] = ..., codec: _Optional[str] = ..., accepts: _Optional[_Iterable[str]] = ..., evaluates: bool = ..., instance: _Optional[str] = ...) -> None: ...
 
 class RegisterClientResponse(_message.Message):
-    __slots__ = ("status", "message", "session", "codec", "heartbeat_interval", "heartbeat_timeout", "delta_codec", "keeps")
+    __slots__ = ("status", "message", "session", "codec", "heartbeat_interval", "heartbeat_timeout", "delta_codec", "retry_spread", "keeps")
     class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATUS_UNSPECIFIED: _ClassVar[RegisterClientResponse.Status]
@@ -76,6 +76,7 @@ class RegisterClientResponse(_message.Message):
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     DELTA_CODEC_FIELD_NUMBER: _ClassVar[int]
+    RETRY_SPREAD_FIELD_NUMBER: _ClassVar[int]
     KEEPS_FIELD_NUMBER: _ClassVar[int]
     status: RegisterClientResponse.Status
     message: str
@@ -84,8 +85,9 @@ class RegisterClientResponse(_message.Message):
     heartbeat_interval: float
     heartbeat_timeout: float
     delta_codec: str
+    retry_spread: float
     keeps: bool
-    def __init__(self, status: _Optional[_Union[RegisterClientResponse.Status, str]] = ..., message: _Optional[str] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., codec: _Optional[str] = ..., heartbeat_interval: _Optional[float] = ..., heartbeat_timeout: _Optional[float] = ..., delta_codec: _Optional[str] = ..., keeps: bool = ...) -> None: ...
+    def __init__(self, status: _Optional[_Union[RegisterClientResponse.Status, str]] = ..., message: _Optional[str] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., codec: _Optional[str] = ..., heartbeat_interval: _Optional[float] = ..., heartbeat_timeout: _Optional[float] = ..., delta_codec: _Optional[str] = ..., retry_spread: _Optional[float] = ..., keeps: bool = ...) -> None: ...
 
 class Scalar(_message.Message):
     __slots__ = ("boolean", "integer", "real", "text", "raw", "list")
@@ -328,18 +330,20 @@ class HeartbeatRequest(_message.Message):
     def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., status: _Optional[_Union[ClientState, str]] = ..., current_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., current_round: _Optional[int] = ..., task_id: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
-    __slots__ = ("acknowledged", "should_stop", "message", "directive", "heartbeat_interval")
+    __slots__ = ("acknowledged", "should_stop", "message", "directive", "heartbeat_interval", "retry_spread")
     ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
     SHOULD_STOP_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     DIRECTIVE_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    RETRY_SPREAD_FIELD_NUMBER: _ClassVar[int]
     acknowledged: bool
     should_stop: bool
     message: str
     directive: Directive
     heartbeat_interval: float
-    def __init__(self, acknowledged: bool = ..., should_stop: bool = ..., message: _Optional[str] = ..., directive: _Optional[_Union[Directive, str]] = ..., heartbeat_interval: _Optional[float] = ...) -> None: ...
+    retry_spread: float
+    def __init__(self, acknowledged: bool = ..., should_stop: bool = ..., message: _Optional[str] = ..., directive: _Optional[_Union[Directive, str]] = ..., heartbeat_interval: _Optional[float] = ..., retry_spread: _Optional[float] = ...) -> None: ...
 
 class GetServerStatusRequest(_message.Message):
     __slots__ = ()

@@ -116,7 +116,7 @@ def test_a_client_whose_code_fails_tells_why_and_raises_its_own_error():
         for thread in threads:
             thread.join(10)
     assert raised == ["out of memory"]
-    assert history.rounds[0].missing == {"breaks": "RuntimeError: out of memory"}
+    assert history.rounds[0].missing == {"breaks": "RuntimeError"}  # what it says stays at home: it may tell of the data
     assert history.rounds[0].accepted == ["good-0", "good-1"]
 
 

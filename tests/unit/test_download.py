@@ -1,5 +1,7 @@
 """A body that breaks off is gone on with where it was, as long as there is progress, or patience."""
 
+from random import Random
+
 import pytest
 
 from fedcore.download import Download
@@ -28,7 +30,7 @@ class Line:
         return self.body(offset)
 
     def download(self, patience=10.0):
-        persistence = Persistence(patience, self.clock, "seed", self.pause, lambda: False)
+        persistence = Persistence(patience, self.clock, Random(0), self.pause, lambda: False)
         return b"".join(Download(self.body(0), len(WHOLE), self.rest, persistence.trial()))
 
     def pause(self, seconds):

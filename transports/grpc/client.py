@@ -60,36 +60,39 @@ class GrpcConnection(Connection):
         """Send one message and wait for its reply."""
         if self._closed:
             raise ConnectionLost("the connection is closed")
+        channel = self._hearts if isinstance(message, Beat) else self._models
         try:
             return self._dispatch(message, body, timeout)
         except grpc.RpcError as error:
-            self._broke = self._broke or error.code() is grpc.StatusCode.UNAVAILABLE
-            raise self._error(error) from None
+            raise self._error(error, channel) from None
         except ValueError as error:
             raise _gone(error) from None
 
-    def _error(self, error: grpc.RpcError) -> FedcoreError:
-        """Return what a failed call means; after one that did not get through, certificates that were renewed are used."""
-        lost = status.error_of(error, self._target)
-        if self._tls is None or self._closed or error.code() is not grpc.StatusCode.UNAVAILABLE:
-            return lost
-        if isinstance(lost, ConnectionLost) and not self._renewed() and is_unwelcome(self._tls, self._target):
-            shown = "that there is no certificate" if self._tls.certificate is None else f"{self._tls.certificate}"
+    def _error(self, error: grpc.RpcError, channel: grpc.Channel) -> FedcoreError:
+        """Return what a failed call means. A connection that is lost is made anew by the next call, and not before."""
+        found = status.error_of(error, self._target)
+        if not status.is_lost(error) or self._closed:
+            return found
+        self._broke = True
+        if self._tls and self._files and not self._files.changed and is_unwelcome(self._tls, self._target):
+            shown = self._tls.certificate or "that there is no certificate"
             return Unauthenticated(
                 f"{self._target} ends the connection when it sees {shown}: it wants one of an authority that it knows, for "
                 "this purpose, and valid now"
             )
-        return lost
+        self._renew(channel)
+        return found
 
-    def _renewed(self) -> bool:
+    def _renew(self, channel: grpc.Channel) -> None:
+        """Give a connection up: grpc would try again by itself, at times of its own. Certificates that changed are read."""
         with self._lock:
-            if self._files is None or self._closed or not self._files.changed:
-                return False
-            old = self._models, self._hearts
-            self._models, self._hearts = self._channel(self._transfer.message_limit), self._channel(_HEART_LIMIT)
-        for channel in old:
-            channel.close()
-        return True
+            if self._closed or channel not in (self._models, self._hearts):
+                return
+            if channel is self._models:
+                self._models = self._channel(self._transfer.message_limit)
+            else:
+                self._hearts = self._channel(_HEART_LIMIT)
+        channel.close()
 
     def close(self) -> None:
         """Cut off what is in progress and close both channels."""
@@ -150,7 +153,7 @@ class GrpcConnection(Connection):
                     yield assembly.take(_whole(data))
                     watch.progress()
         except grpc.RpcError as error:
-            raise self._stalled(channel) if watch.ended else status.error_of(error, self._target) from None
+            raise self._stalled(channel) if watch.ended else self._error(error, channel) from None
         finally:
             call.cancel()  # it may be left early
         assembly.end()
@@ -209,11 +212,8 @@ class GrpcConnection(Connection):
 
     def _stalled(self, channel: grpc.Channel) -> DeadlineExceeded:
         """Give a connection up on which nothing moves any more, and return the error that says so."""
-        with self._lock:
-            self._broke = True
-            if channel is self._models and not self._closed:
-                self._models = self._channel(self._transfer.message_limit)
-                channel.close()
+        self._broke = True
+        self._renew(channel)
         return DeadlineExceeded(f"nothing went to or from {self._target} for {self._stall:g} s", reason="STALLED_STREAM")
 
     def _unary(self, channel: grpc.Channel, name: str, data: bytes, timeout: float | None) -> bytes:

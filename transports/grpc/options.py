@@ -15,6 +15,7 @@ Options: TypeAlias = list[tuple[str, int]]
 
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9]+)?\]|[A-Za-z0-9._-]+):(\d{1,5})")
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 120_000, 60_000
+HANDSHAKE_TIMEOUT_MS = 20_000
 
 
 def parse(address: str) -> str:
@@ -86,6 +87,8 @@ def server_options(message_limit: int) -> Options:
     """Return the options of a server."""
     return [
         *both_ends(message_limit),
+        # a stranger that says nothing, or its greeting byte by byte, is sent away
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         # a second server on the same port must fail, not take half of the clients
         ("grpc.so_reuseport", 0),
         # the default, 300 s, would send an idle client away (too_many_pings) for keeping its connection alive

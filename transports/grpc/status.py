@@ -21,6 +21,7 @@ from fedcore.errors import (
     ConnectionLost,
     DeadlineExceeded,
     FedcoreError,
+    OutOfStorage,
     ProtocolError,
     RemoteError,
     SessionError,
@@ -64,6 +65,7 @@ _BY_ERROR: list[tuple[type[FedcoreError], grpc.StatusCode]] = [
     (ChecksumError, grpc.StatusCode.DATA_LOSS),
     (TooLarge, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (TooOften, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (OutOfStorage, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UpdateRejected, grpc.StatusCode.INVALID_ARGUMENT),
     (ProtocolError, grpc.StatusCode.INVALID_ARGUMENT),
     (ConfigError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -102,7 +104,7 @@ def error_of(error: grpc.RpcError, address: str) -> FedcoreError:
     code, text = error.code(), error.details() or ""
     if info := _info(error):
         return from_reason(info.reason, text)
-    if code is grpc.StatusCode.UNAVAILABLE and any(mark in text for mark in _DISTRUST):
+    if code is grpc.StatusCode.UNAVAILABLE and _is_distrust(error):
         return Unauthenticated(f"{address} is not, or cannot show that it is, the server that was meant: {text}")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return ConnectionLost(f"{address} cannot be reached: {text}")
@@ -113,6 +115,15 @@ def error_of(error: grpc.RpcError, address: str) -> FedcoreError:
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return ProtocolError(f"{address} is no fedcore server, or one of another version: {text}")
     return RemoteError(f"{address} failed: {code.name}: {text}")
+
+
+def is_lost(error: grpc.RpcError) -> bool:
+    """Return whether a call failed because its connection did: no server said so."""
+    return error.code() is grpc.StatusCode.UNAVAILABLE and _info(error) is None and not _is_distrust(error)
+
+
+def _is_distrust(error: grpc.RpcError) -> bool:
+    return any(mark in (error.details() or "") for mark in _DISTRUST)
 
 
 def code_and_trailer(status: status_pb2.Status) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:

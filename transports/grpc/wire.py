@@ -166,7 +166,7 @@ def pack_registered(registered: Registered) -> pb.RegisterClientResponse:
         message=f"Client {registered.session.client_id!r} registered successfully.",
         session=pack_session(registered.session), codec=registered.codec,
         heartbeat_interval=registered.heartbeat_interval, heartbeat_timeout=registered.heartbeat_timeout,
-        delta_codec=registered.delta_codec, keeps=registered.keeps,
+        delta_codec=registered.delta_codec, keeps=registered.keeps, retry_spread=registered.spread,
     )  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def unpack_registered(message: pb.RegisterClientResponse) -> Registered:
     """Protobuf to Registered."""
     return Registered(
         unpack_session(message.session), message.codec, message.heartbeat_interval, message.heartbeat_timeout,
-        message.delta_codec, message.keeps,
+        message.delta_codec, message.keeps, message.retry_spread,
     )  # fmt: skip
 
 
@@ -304,14 +304,14 @@ def pack_beat_reply(reply: BeatReply) -> pb.HeartbeatResponse:
     """BeatReply to protobuf."""
     return pb.HeartbeatResponse(
         acknowledged=reply.acknowledged, should_stop=reply.should_stop, message=reply.message,
-        directive=reply.directive.name, heartbeat_interval=reply.heartbeat_interval,
+        directive=reply.directive.name, heartbeat_interval=reply.heartbeat_interval, retry_spread=reply.spread,
     )  # fmt: skip
 
 
 def unpack_beat_reply(message: pb.HeartbeatResponse) -> BeatReply:
     """Protobuf to BeatReply."""
     directive = _enum(pb.Directive, message.directive, Directive)
-    return BeatReply(message.acknowledged, directive, message.message, message.heartbeat_interval)
+    return BeatReply(message.acknowledged, directive, message.message, message.heartbeat_interval, message.retry_spread)
 
 
 def pack_status(status: ServerStatus) -> pb.GetServerStatusResponse:

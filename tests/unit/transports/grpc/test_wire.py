@@ -40,11 +40,11 @@ STATUS = ServerStatus("r", "waiting", 1, 2, 3, 4, 5, "c", 0.5, (CLIENT,), {"loss
 
 EVERY = [
     (Register("c", "torch", ("b", "a"), True, 7, "p1"), wire.pack_register, wire.unpack_register),
-    (Registered(SESSION, "msgpack", 0.5, 30.25, "delta+zstd", True), wire.pack_registered, wire.unpack_registered),
+    (Registered(SESSION, "msgpack", 0.5, 30.25, "delta+zstd", True, 1.5), wire.pack_registered, wire.unpack_registered),
     (Submit(SESSION, "t", BIG, "a", "b", -BIG, MANIFEST, {"x": 1}), wire.pack_submit, wire.unpack_submit),
     (Submitted(Outcome.DUPLICATE, "DUPLICATE", "m", BIG, Directive.STOP), wire.pack_submitted, wire.unpack_submitted),
     (Beat(SESSION, Status.ERROR, BIG, BIG + 1, BIG + 2, "t", "why"), wire.pack_beat, wire.unpack_beat),
-    (BeatReply(True, Directive.ABORT_TASK, "m", 2.5), wire.pack_beat_reply, wire.unpack_beat_reply),
+    (BeatReply(True, Directive.ABORT_TASK, "m", 2.5, 1.5), wire.pack_beat_reply, wire.unpack_beat_reply),
     (STATUS, wire.pack_status, wire.unpack_status),
     (Task("t", Kind.EVALUATE, BIG, "b", {"a": True}, TENSORS), wire.pack_task, wire.unpack_task),
     (SESSION, wire.pack_session, wire.unpack_session),
