@@ -29,8 +29,8 @@ help: ## show this
 demo: $(READY) ## train on this machine with one server and five clients, and show it
 	$(BIN)/fedcore demo $(ARGS)
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## run the tests, two at a time
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-all: $(READY) ## run the tests, the slow ones too
 	$(BIN)/python -m pytest -m "" $(ARGS)

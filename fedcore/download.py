@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from fedcore.errors import FedcoreError, Incomplete, SessionError
 from fedcore.failpoints import reach
 from fedcore.retry import Trial
-from fedcore.transport import Body, Buffer
+from fedcore.transport import Body, Buffer, leave
 
 _PULL_AGAIN = ("NOT_SELECTED", "BAD_OFFSET")  # the task, or its body, is another one now
 
@@ -29,8 +29,9 @@ class Download:
         received, half = 0, False
         reach("fetch.start")
         while True:
+            parts = iter(self._body)
             try:
-                for buffer in self._body:
+                for buffer in parts:
                     yield buffer
                     received += memoryview(buffer).nbytes
                     self._trial.succeeded()
@@ -40,6 +41,8 @@ class Download:
                 return
             except FedcoreError as error:
                 self._go_on_after(error, received)
+            finally:
+                leave(parts)
 
     def _go_on_after(self, error: FedcoreError, received: int) -> None:
         wait = not isinstance(error, SessionError)  # the session is old: who asks again registers again

@@ -51,6 +51,13 @@ def behind(body: Body, offset: int) -> Body:
     return own(offset) if own else _cut_off(body, offset)
 
 
+def leave(body: object) -> None:
+    """Read a body no further; what waits for its reader is told, if it is one that can be told."""
+    close = getattr(body, "close", None)
+    if close is not None:
+        close()
+
+
 def _cut_off(body: Body, offset: int) -> Iterator[Buffer]:
     left = offset
     for buffer in body:

@@ -192,7 +192,8 @@ class Uploads:
 
     def _reject(self, arrival: Arrival, error: FedcoreError) -> None:
         if isinstance(error, SessionError):  # the task is the newer process's now
-            return fail(arrival.reply, error)
+            fail(arrival.reply, error)
+            return
         final = not error.retryable and error.reason != "ROUND_ALREADY_ANSWERED"
         with self._turn() as coordinator:
             refused = coordinator.release(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from fedcore.errors import ConnectionLost
 from fedcore.messages import Message
-from fedcore.transport import Body, Buffer, Connection, Handler, Listener, Reply, Transport
+from fedcore.transport import Body, Buffer, Connection, Handler, Listener, Reply, Transport, leave
 
 
 class Faulty(Transport):
@@ -85,11 +85,12 @@ class _FaultyConnection(Connection):
 
 
 def _cut(body: Body, after: int) -> Iterator[Buffer]:
-    left = after
-    for buffer in body:
+    left, parts = after, iter(body)
+    for buffer in parts:
         view = memoryview(buffer).cast("B")
         if view.nbytes > left:
             yield view[:left]
+            leave(parts)
             raise ConnectionLost("the body broke off, as planned")
         yield view
         left -= view.nbytes

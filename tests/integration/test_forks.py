@@ -119,6 +119,8 @@ def run_another():
 
 
 CHILDREN = {"nothing": lambda: None, "a-model": handle_a_model, "garbage": gc.collect, "a-federation": run_another}
+SLOW = ("garbage", "a-federation")  # they go through all that other tests have left in the process
+SOME = [pytest.param(each, marks=pytest.mark.slow) if each in SLOW else each for each in CHILDREN]
 WIRES = {"grpc": Grpc, "memory": Memory}
 
 
@@ -128,7 +130,7 @@ def control():
 
 
 @pytest.mark.parametrize("wire", WIRES)
-@pytest.mark.parametrize("child", CHILDREN)
+@pytest.mark.parametrize("child", SOME)
 def test_f25_forking_beside_a_server_and_its_clients_holds_nothing_up(control, wire, child):
     def fork():
         in_a_child(CHILDREN[child])

@@ -133,6 +133,7 @@ def test_f1_killed_at_any_point_the_run_ends_with_the_same_bits(tmp_path, contro
     assert all(client.trained == [1, 2, 3, 4] for client in site.clients)  # nothing is trained twice
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path, control):
     site = Site(tmp_path / "state")
     plans = ("upd.before_ack=kill@2", "agg.half=kill", "ckpt.before_rename=kill", "upd.before_row=kill@2", "eval.start=kill")

@@ -248,7 +248,7 @@ def test_f19_whatever_the_wall_clocks_say_deadlines_and_leases_are_kept(tmp_path
 
 
 JUMPS = [
-    pytest.param(("off", HOUR), ("off", -HOUR), id="an-hour"),
+    pytest.param(("off", HOUR), ("off", -HOUR), id="an-hour", marks=pytest.mark.slow),
     pytest.param(("off", -HOUR), ("off", DECADE), id="back-and-ten-years", marks=SLOW),
     pytest.param(("frozen", 1.7e9), ("frozen", 1.7e9), id="standstill", marks=SLOW),
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from itertools import chain
 from typing import Any
 
 import grpc
@@ -105,7 +104,7 @@ class GrpcConnection(Connection):
             return self._pull(message, timeout)
         if isinstance(message, Fetch):
             body = self._download(message)
-            return Reply(Rest(message.total_bytes), chain([next(body)], body))  # what is wrong with the request shows now
+            return Reply(Rest(message.total_bytes), _begun(next(body), body))  # what is wrong with the request shows now
         if isinstance(message, Submit):
             return Reply(self._submit(message, body, timeout))
         if isinstance(message, Beat):
@@ -264,6 +263,11 @@ def _offset(text: str, total: int) -> int:
     if not text.isdecimal() or int(text) > total:
         raise ProtocolError(f"the server claims to have {text[:20]!r} of {total} bytes", reason="BAD_OFFSET")
     return int(text)
+
+
+def _begun(first: memoryview, rest: Iterator[memoryview]) -> Iterator[memoryview]:
+    yield first
+    yield from rest
 
 
 def _whole(data: bytes | None) -> bytes:
