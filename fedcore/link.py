@@ -13,6 +13,7 @@ from typing import TypeVar
 from fedcore import turns
 from fedcore.clock import Clock
 from fedcore.codec import REFERENCE, Codec
+from fedcore.contact import Contact
 from fedcore.errors import (
     ChecksumError,
     ConfigError,
@@ -99,12 +100,12 @@ class Link:
         self._wanted = own
         self._clock = clock or Clock()
         self._jitter = random.Random(client_id)  # noqa: S311 - spreads what many do at a time, no secret
-        self._spread = 0.0
+        self._contact = Contact(self._clock, self._jitter, lambda: self._condition, lambda: self._over is not None)
         self._persistence = Persistence(
-            patience, self._clock, self._jitter, self._pause, lambda: self._over is not None, lambda: self._spread
-        )
+            patience, self._clock, self._jitter, self._contact.pause, lambda: self._over is not None,
+            lambda: self._contact.spread,
+        )  # fmt: skip
         self._condition = threading.Condition()
-        self._silent, self._heard = False, 0  # whether the last heartbeat was lost, and how often one came through again
         self._registering = threading.Lock()
         self._welcome: Registered | None = None
         self._heart: threading.Thread | None = None
@@ -150,7 +151,7 @@ class Link:
         else:
             self._inbox.codec = None
         self._inbox.deltas = welcome.delta_codec != ""
-        self._welcome, self._interval, self._spread = welcome, welcome.heartbeat_interval, welcome.spread
+        self._welcome, self._interval, self._contact.spread = welcome, welcome.heartbeat_interval, welcome.spread
 
     def _request(self, make: Callable[[Session], Message], body: Body = ()) -> Reply:
         """Make a request under the current session; if the server does not know it (any more), under a new one."""
@@ -166,23 +167,18 @@ class Link:
 
     def _call(self, message: Message, body: Body = (), timeout: float | None = None) -> Reply:
         if self._connection.takes_turns:
-            return self._connection.request(message, body, timeout)
-        with turns.away():
-            return self._connection.request(message, body, timeout)
+            reply = self._connection.request(message, body, timeout)
+        else:
+            with turns.away():
+                reply = self._connection.request(message, body, timeout)
+        self._contact.made()
+        return reply
 
     def _register_again(self, stale: Session, error: FedcoreError) -> None:
         with self._registering:
             if self.session is stale:  # nobody else did meanwhile
                 log.info("client %s registers again: %s", self.client_id, error)
                 self.register()
-
-    def _pause(self, seconds: float) -> None:
-        """Wait, but no longer than until a heartbeat comes through again, or the run is over."""
-        until = self._clock.now() + seconds
-        with turns.away(), self._condition:
-            heard = self._heard
-            while not self._over and self._heard == heard and (left := until - self._clock.now()) > 0:
-                self._clock.wait(self._condition, left)
 
     # --- tasks ---
 
@@ -344,13 +340,10 @@ class Link:
             self._register_again(session, error)
             return False
         except TransportError:
-            self._silent = True
+            self._contact.lost = True
             raise
-        if self._silent:  # whoever pauses need not any longer
-            with self._condition:
-                self._silent, self._heard = False, self._heard + 1
-                self._condition.notify_all()
-        self._interval, self._spread = reply.heartbeat_interval or self._interval, reply.spread
+        self._contact.made()
+        self._interval, self._contact.spread = reply.heartbeat_interval or self._interval, reply.spread
         if reply.directive is Directive.ABORT_TASK and task is self._task:
             self._aborted = True
         self._obey(reply.directive, reply.message)
@@ -372,9 +365,7 @@ class Link:
     def _beat(self) -> None:
         while True:
             with self._condition:
-                if not self._stopping:
-                    lost = self._jitter.uniform(0.5, 1.5) * self._spread if self._silent else 0.0
-                    self._clock.wait(self._condition, max(self._interval, lost))
+                self._contact.rest(self._interval, lambda: self._stopping)
                 if self._stopping:
                     return
             if self._task is None:

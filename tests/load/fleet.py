@@ -15,9 +15,11 @@ from collections import Counter
 import grpc.aio
 from procs import say, settings
 
-from fedcore import retry
+from fedcore.clock import Clock
+from fedcore.errors import ConnectionLost, FedcoreError
 from fedcore.messages import Beat, Register, Status
 from fedcore.protos import fedcore_pb2 as pb
+from fedcore.retry import Persistence
 from fedcore.transports.grpc import status, wire
 from fedcore.transports.grpc.options import channel_options
 
@@ -42,60 +44,84 @@ class Notes:
 
 class Member:
     def __init__(self, address, name, notes, *, apart):
-        self.name, self.notes, self.draw, self.session, self.interval = name, notes, random.Random(name), None, 0.0
-        self.models = grpc.aio.insecure_channel(address, options=channel_options(1 << 20))
-        self.hearts = grpc.aio.insecure_channel(address, options=channel_options(1 << 20)) if apart else self.models
-        self.registering = asyncio.Lock()
+        self.address, self.name, self.notes, self.draw, self.apart = address, name, notes, random.Random(name), apart
+        self.session, self.interval, self.spread, self.silent = None, 0.0, 0.0, False
+        self.channels = {kind: self.channel() for kind in (("models", "hearts") if apart else ("models",))}
+        self.registering, self.pauses = asyncio.Lock(), []
+        self.persistence = Persistence(300.0, Clock(), self.draw, self.pauses.append, lambda: False, lambda: self.spread)
 
-    async def ask(self, channel, call, request, timeout):
-        """Return the answer, or the error's reason as a string."""
+    def channel(self):
+        return grpc.aio.insecure_channel(self.address, options=channel_options(1 << 20))
+
+    async def ask(self, kind, call, request, timeout):
+        """Return the answer, or the error."""
+        channel = self.channels[kind]
         self.notes.asked[call] += 1
         try:
             return await channel.unary_unary(PATH + call)(request.SerializeToString(), timeout=timeout)
-        except grpc.RpcError as error:
-            reason = status.error_of(error, "").reason
-            self.notes.problems[f"{call} {reason}"] += 1
-            return reason
+        except (grpc.RpcError, asyncio.CancelledError, grpc.aio.UsageError) as failed:
+            if not isinstance(failed, grpc.RpcError):
+                if self.channels[kind] is channel:
+                    raise
+                return ConnectionLost("the channel was closed")
+            error = status.error_of(failed, "")
+            self.notes.problems[f"{call} {error.reason}"] += 1
+            if status.is_lost(failed) and self.channels[kind] is channel:
+                self.channels[kind] = self.channel()
+                await channel.close()
+            return error
 
     async def insist(self, *request):
-        """Return the first answer, or the reason why there will be none."""
-        pause = retry._FIRST_PAUSE
-        while (answer := await self.ask(*request)) in ("CONNECTION_LOST", "DEADLINE_EXCEEDED"):
-            await asyncio.sleep(self.draw.uniform(0, pause))
-            pause = min(2 * pause, retry._LONGEST_PAUSE)
+        """Return the first answer, or the error because of which there will be none."""
+        trial = self.persistence.trial()
+        while isinstance(answer := await self.ask(*request), FedcoreError) and answer.retryable:
+            trial.failed(answer)
+            self.silent = True
+            await asyncio.sleep(self.pauses.pop())
+        self.silent = False
         return answer
+
+    def aside(self):
+        """Return how long a heart is silent that has lost the server."""
+        return self.draw.uniform(0.5, 1.5) * self.spread
 
     async def register(self, stale=None):
         async with self.registering:
             if self.session is not stale:  # the other coroutine has
                 return
             request = wire.pack_register(Register(self.name, accepts=("safetensors",), instance=self.name))
-            answer = await self.insist(self.models, "RegisterClient", request, 300.0)
+            answer = await self.insist("models", "RegisterClient", request, 300.0)
             if isinstance(answer, bytes):
                 welcome = wire.unpack_registered(pb.RegisterClientResponse.FromString(answer))
-                self.session, self.interval = welcome.session, welcome.heartbeat_interval
+                self.session, self.interval, self.spread = welcome.session, welcome.heartbeat_interval, welcome.spread
                 self.notes.registered.append((self.name, time.monotonic()))
 
     async def wait(self):
         while True:
             session = self.session
-            request = pb.GetGlobalModelRequest(session=wire.pack_session(session), wait_seconds=HOLD)
-            if isinstance(await self.insist(self.models, "GetGlobalModel", request, HOLD + PATIENCE), str):
+            hold = self.draw.uniform(0.75, 1.0) * HOLD
+            request = pb.GetGlobalModelRequest(session=wire.pack_session(session), wait_seconds=hold)
+            if isinstance(await self.insist("models", "GetGlobalModel", request, hold + PATIENCE), FedcoreError):
                 await self.register(session)
 
     async def beat(self):
         due = time.monotonic() + self.draw.uniform(0, self.interval)
         while True:
+            known = self.silent
             await asyncio.sleep(max(0.0, due - time.monotonic()))
+            if self.silent and not known:
+                await asyncio.sleep(self.aside())
             began, session = time.monotonic(), self.session
             request = wire.pack_beat(Beat(session, Status.WAITING))
-            answer = await self.ask(self.hearts, "Heartbeat", request, 2 * self.interval + 1)
+            answer = await self.ask("hearts" if self.apart else "models", "Heartbeat", request, 2 * self.interval + 1)
             if isinstance(answer, bytes):
-                self.interval = pb.HeartbeatResponse.FromString(answer).heartbeat_interval or self.interval
+                reply = wire.unpack_beat_reply(pb.HeartbeatResponse.FromString(answer))
+                self.interval, self.spread = reply.heartbeat_interval or self.interval, reply.spread
                 self.notes.beats.append(round(1000 * (time.monotonic() - began), 2))
-            elif answer not in ("CONNECTION_LOST", "DEADLINE_EXCEEDED"):
+            elif not answer.retryable:
                 await self.register(session)
-            due = max(time.monotonic(), began + self.interval)
+            self.silent = isinstance(answer, FedcoreError) and answer.retryable
+            due = max(time.monotonic(), began + max(self.interval, self.aside() if self.silent else 0.0))
 
 
 async def main(address, count, first=0, apart=False, waits=True):

@@ -82,11 +82,11 @@ def test_p4_after_a_crash_all_come_back_soon_and_not_all_at_once(found, tmp_path
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    config = {"heartbeat_interval": BEAT, "heartbeat_timeout": LEASE, "state_dir": str(tmp_path / "state")}
+    config = {"heartbeat_interval": BEAT, "heartbeat_timeout": 4 * LEASE, "state_dir": str(tmp_path / "state")}
     with ExitStack() as stack:
         first = stack.enter_context(serve(CLIENTS, address=address, config=config))
         fleets, _ = join(stack, first, CLIENTS, apart=True)
-        first.run_on(BEAT)
+        first.run_on(2 * BEAT)  # by then all have heard how many they are
         reports(fleets)
         with Door(address) as door:
             first.kill()

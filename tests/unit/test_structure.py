@@ -19,9 +19,9 @@ ROWS = [
     {"coordinator", "round", "rounds", "roster", "phase", "progress"},
     {
         "audit", "border", "hub", "parking", "reception", "director", "course", "ambition", "tasks", "uploads", "intake",
-        "unfinished", "broadcast", "evaluation", "server", "link", "inbox", "outbox", "download", "retry", "worker", "lane",
-        "clock", "testing", "cores", "mapped", "budget", "turns", "journal", "packing", "ledger", "database", "replay",
-        "blobs", "failpoints",
+        "unfinished", "broadcast", "evaluation", "server", "link", "contact", "inbox", "outbox", "download", "retry",
+        "worker", "lane", "clock", "testing", "cores", "mapped", "budget", "turns", "journal", "packing", "ledger",
+        "database", "replay", "blobs", "failpoints",
     },
     set(SHELVES),
     {"cli", "demo", "demo_roles", "children", "state_commands", "pki", "pki_commands", "__main__"},
