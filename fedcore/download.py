@@ -17,16 +17,15 @@ class Download:
 
     Args:
         body: as it began.
-        total: its length in bytes.
         rest: asks for what is behind an offset.
         trial: how often it may break off.
     """
 
-    def __init__(self, body: Body, total: int, rest: Callable[[int], Body], trial: Trial):
-        self._body, self._total, self._rest, self._trial = body, total, rest, trial
+    def __init__(self, body: Body, rest: Callable[[int], Body], trial: Trial):
+        self._body, self._rest, self._trial = body, rest, trial
 
     def __iter__(self) -> Iterator[Buffer]:
-        received, half = 0, False
+        received = 0
         reach("fetch.start")
         while True:
             parts = iter(self._body)
@@ -35,9 +34,6 @@ class Download:
                     yield buffer
                     received += memoryview(buffer).nbytes
                     self._trial.succeeded()
-                    if not half and 2 * received >= self._total:
-                        half = True
-                        reach("fetch.half")
                 return
             except FedcoreError as error:
                 self._go_on_after(error, received)

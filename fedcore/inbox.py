@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fedcore.codec import Base, Codec
 from fedcore.download import Download
-from fedcore.failpoints import reach
+from fedcore.failpoints import passing, reach
 from fedcore.intake import receive
 from fedcore.messages import Manifest
 from fedcore.parameters import Parameters, Spec
@@ -59,7 +59,7 @@ class Inbox:
             self.spec = spec
         spec = self.spec
         if codec is not None:
-            body = Download(body, manifest.total_bytes, rest, trial)
+            body = passing(Download(body, rest, trial), manifest.total_bytes, "fetch")
         parameters = spec.tie(receive(manifest, body, spec, codec, base=self.base))
         reach("fetch.done")
         if not (self.deltas or (self.codec is not None and self.codec.uses_base)):

@@ -49,8 +49,9 @@ class Unfinished:
         """Give out what has come of the very same update, if anything; what has come of another one is forgotten."""
         with self._lock:
             kept = self._kept.pop(header.task_id, None)
-        same = kept is not None and (kept.attempt, kept.manifest) == (header.attempt_id, header.manifest)
-        return kept.intake if kept is not None and same else None
+        if kept is None or (kept.attempt, kept.manifest) != (header.attempt_id, header.manifest):
+            return None
+        return kept.intake
 
     def forget(self, now: float) -> None:
         """Let go of what was kept long enough."""

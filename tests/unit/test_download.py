@@ -31,7 +31,7 @@ class Line:
 
     def download(self, patience=10.0):
         persistence = Persistence(patience, self.clock, Random(0), self.pause, lambda: False)
-        return b"".join(Download(self.body(0), len(WHOLE), self.rest, persistence.trial()))
+        return b"".join(Download(self.body(0), self.rest, persistence.trial()))
 
     def pause(self, seconds):
         self.clock.advance(3.0)

@@ -166,8 +166,9 @@ class GrpcConnection(Connection):
                 data = self._upload(_Upload(header, body, total, self._chunk_bytes), timeout)
             else:
                 whole = with_body(pb.SubmitModelUpdateRequest(header=header), body, total)
-                start: Any = self._models.unary_unary(_path("SubmitModelUpdate"))
-                data = self._outcome(self._models, start.future(whole, timeout=timeout))
+                channel = self._models  # another thread may renew it meanwhile
+                start: Any = channel.unary_unary(_path("SubmitModelUpdate"))
+                data = self._outcome(channel, start.future(whole, timeout=timeout))
         except grpc.RpcError as error:
             refused = status.outcome_of(error)
             if refused is None:
