@@ -7,6 +7,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 # Passed on to the command of `make demo` and `make test`.
 ARGS ?=
+FUZZ_SECONDS ?= 60
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +22,7 @@ PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all chaos lint types protos bench bench-peers clean
+.PHONY: help demo test test-all chaos fuzz lint audit types protos bench bench-peers clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -39,8 +40,19 @@ test-all: $(READY) ## run the tests, the slow ones too
 chaos: $(READY) ## disturb whatever can be, in less than an hour; if it was interrupted, it goes on
 	$(BIN)/python -m pytest -m chaos --resume .pytest_cache/chaos $(ARGS)
 
+# The targets are in tests/fuzz, what is found in .fuzz; `make fuzz ARGS="update client"` takes only these.
+fuzz: $(READY) ## send damaged messages to what decodes them, FUZZ_SECONDS for each target (Linux)
+	$(PIP) install -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS) $(ARGS)
+
 lint: $(READY) ## look for mistakes and bad style
 	$(BIN)/ruff check .
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive fedcore codecs transports
+
+# Strict: a version that the index has no advisories for is no version without any.
+audit: $(READY) ## ask the package index whether what is used is known to be vulnerable
+	$(PIP) install -c constraints.txt -e '.[audit]'
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 # From the root mypy would silently check fedcore/ alone, and it cannot see through an editable install: it gets a copy
 # that was installed the way users install it.

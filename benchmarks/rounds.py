@@ -57,7 +57,7 @@ def server(address_file, megabytes, tensors, clients, rounds, codec, at_once, du
         elif isinstance(event, RunFinished):
             over.set()
 
-    settings = {"upload_memory": int(at_once * megabytes * 1_000_000)} if at_once else {}
+    settings = {"limits": fedcore.Limits(upload_memory=int(at_once * megabytes * 1_000_000))} if at_once else {}
     if durability != "none":
         settings |= {"durability": durability, "state_dir": str(Path(address_file).with_name("state"))}
     strategy = fedcore.FedAvg(model_of(megabytes, tensors), min_fit_clients=clients, clients_per_round=clients)

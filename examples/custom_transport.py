@@ -26,13 +26,13 @@ class Mailbox(fedcore.Transport):
     def __init__(self):
         self.log = []
 
-    def listen(self, address, handler):
+    def listen(self, address, handler, limits=fedcore.Limits()):
         if address in self.boxes:
             raise AddressError(f"mailbox {address!r} is taken")
         self.boxes[address] = Office(self, address, handler)
         return self.boxes[address]
 
-    def connect(self, address):
+    def connect(self, address, limits=fedcore.Limits()):
         return Sender(self, address)
 
 

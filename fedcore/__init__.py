@@ -43,6 +43,7 @@ _HOMES = {
     ),
     "goal": ("Goal",),
     "history": ("History", "RoundRecord"),
+    "limits": ("Limits",),
     "link": ("Link",),
     "parameters": ("Parameters", "Spec", "digest"),
     "policy": ("RoundPolicy",),
@@ -52,6 +53,7 @@ _HOMES = {
     "server": ("Server", "start_server"),
     "strategies.fedavg": ("FedAvg",),
     "strategy": ("Strategy",),
+    "tokens": ("Tokens",),
     "transport": ("Connection", "Listener", "Transport"),
     "transports.grpc": ("Grpc",),
     "transports.memory": ("Memory",),
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     from fedcore.goal import Goal as Goal
     from fedcore.history import History as History
     from fedcore.history import RoundRecord as RoundRecord
+    from fedcore.limits import Limits as Limits
     from fedcore.link import Link as Link
     from fedcore.parameters import Parameters as Parameters
     from fedcore.parameters import Spec as Spec
@@ -106,6 +109,7 @@ if TYPE_CHECKING:
     from fedcore.site import SitePolicy as SitePolicy
     from fedcore.strategies.fedavg import FedAvg as FedAvg
     from fedcore.strategy import Strategy as Strategy
+    from fedcore.tokens import Tokens as Tokens
     from fedcore.transport import Connection as Connection
     from fedcore.transport import Listener as Listener
     from fedcore.transport import Transport as Transport

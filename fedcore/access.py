@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 from fedcore.errors import PermissionDenied, Unauthenticated
-from fedcore.messages import Beat, Command, Fetch, Message, Pull, Register, StatusQuery, Submit
+from fedcore.messages import Beat, Command, Fetch, Message, ModelQuery, Pull, Register, StatusQuery, Submit
 from fedcore.security import Identity, Role
 
 _ALLOWED: dict[type[Message], frozenset[Role]] = {
     **dict.fromkeys((Register, Pull, Fetch, Submit, Beat), frozenset({Role.CLIENT})),
     StatusQuery: frozenset({Role.CLIENT, Role.OPERATOR, Role.ADMIN}),
+    ModelQuery: frozenset({Role.OPERATOR, Role.ADMIN}),
     Command: frozenset({Role.ADMIN}),
 }
 
 
-def check_access(peer: Identity, message: Message) -> None:
+def check_access(peer: Identity, message: Message, *, share_model: bool = False) -> None:
     """Check that a peer may ask for something.
 
     Where the transport verifies nobody, everybody may ask for everything, but only from this machine for what admins do.
+
+    Args:
+        peer: who asks, as the transport verified it.
+        message: for what.
+        share_model: whether clients, too, may have the last model as a whole.
 
     Raises:
         Unauthenticated: nobody knows who it is.
         PermissionDenied: it has no such right, or speaks for somebody else.
     """
+    if peer.revoked:
+        raise PermissionDenied(f"this {peer.revoked} was revoked", reason="REVOKED")
     if peer.role is None and (peer.is_here or not isinstance(message, Command)):
         return
     if peer.role is None:
         raise Unauthenticated("without certificates a server is told what to do from its own machine only")
     if peer.role is Role.ANONYMOUS:
-        raise Unauthenticated("this server knows its peers by certificates or tokens, and you have shown none that is good")
-    if peer.role not in _ALLOWED.get(type(message), ()):
+        unknown = "this server knows its peers by certificates or tokens, and you have shown none that is good"
+        raise Unauthenticated(peer.problem or unknown)
+    shared = share_model and peer.role is Role.CLIENT and isinstance(message, ModelQuery)
+    if peer.role not in _ALLOWED.get(type(message), ()) and not shared:
         raise PermissionDenied(f"{peer.role} {peer.name!r} may not ask for {type(message).__name__}")
     claimed = claimed_by(message)
     if claimed and claimed != peer.name:

@@ -17,6 +17,7 @@ from fedcore.failpoints import reach
 from fedcore.intake import receive
 from fedcore.messages import Manifest
 from fedcore.parameters import Parameters, Spec
+from fedcore.private import claim_folder
 from fedcore.transport import Buffer
 
 SHARD_BYTES = 1 << 30
@@ -32,13 +33,17 @@ class Blobs:
     Args:
         folder: where; it is made if it is not there, for this user alone.
         codec: what the files are written with, lossless.
+        looking: only read; makes nothing.
+
+    Raises:
+        StateError: others may write there.
     """
 
-    def __init__(self, folder: Path, codec: Codec):
+    def __init__(self, folder: Path, codec: Codec, *, looking: bool = False):
         self._folder, self._codec, self._ending = folder, codec, f".{codec.name}"
         self._spool = folder / "spool"
-        for each in (folder, self._spool):
-            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each in () if looking else (folder, self._spool):
+            claim_folder(each)
 
     def put(self, payload: Payload, point: str) -> None:
         """Write an encoded payload and return when it is on the disk; one that is there already is not written again.
@@ -55,7 +60,7 @@ class Blobs:
         try:
             if target.exists():  # whoever wrote it may have come no further than to give it its name
                 return synchronise(self._folder)
-            place(target, part, payload.body, lambda step: reach(f"{point}.{step}"))
+            place(target, part, payload.body, lambda step: reach(f"{point}.{step}"), private=True)
         except OSError as error:
             raise OutOfStorage(f"{target} cannot be written: {error.strerror}") from error
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from concurrent.futures import Future
 
 from fedcore import events as ev
 from fedcore.access import check_access
-from fedcore.errors import AccessError, FedcoreError
+from fedcore.errors import AccessError, ConfigError, FedcoreError, ProtocolError, SessionError, TooOften
 from fedcore.hub import Hub
-from fedcore.messages import Act, Command, Done, Message, ServerStatus, StatusQuery
+from fedcore.last_model import LastModel
+from fedcore.limits import Limits
+from fedcore.messages import Act, Command, Done, Message, ModelQuery, Register, ServerStatus, StatusQuery
+from fedcore.refusals import Refusals
 from fedcore.security import Identity, Role
 from fedcore.tasks import answer, fail
 from fedcore.transport import Reply, Request
 
-log = logging.getLogger(__name__)
-
 _LONGEST_REASON = 500
+_NOT_LET_IN = (ConfigError, ProtocolError, SessionError, TooOften)
 
 
 class Border:
@@ -24,26 +25,32 @@ class Border:
 
     Args:
         hub: does what clients ask.
+        last: the last model, for those who may have it.
+        share_model: whether clients may.
+        limits: how often who is told that it may not.
     """
 
-    def __init__(self, hub: Hub):
-        self._hub, self._since = hub, hub.clock.now()
+    def __init__(self, hub: Hub, last: LastModel, *, share_model: bool = False, limits: Limits = Limits()):
+        self._hub, self._last, self._share_model, self._since = hub, last, share_model, hub.clock.now()
+        self._refusals = Refusals(hub, limits.refusals_per_minute)
 
     def handle(self, request: Request) -> Future[Reply]:
         """Answer a request, now or later; the future carries a FedcoreError if it is refused."""
         message, future = request.message, Future[Reply]()
         try:
-            check_access(request.peer, message)
+            check_access(request.peer, message, share_model=self._share_model)
             if isinstance(message, StatusQuery):
                 answer(future, Reply(self.status(request.peer)))
+            elif isinstance(message, ModelQuery):
+                self._last.answer(message, future)
             elif isinstance(message, Command):
                 answer(future, Reply(self._obey(message, request.peer)))
             else:
-                return self._hub.handle(request)
+                future = self._hub.handle(request)
+                if future.done() and isinstance(error := future.exception(), FedcoreError):
+                    self._note_refusal(request.peer, message, error)
         except FedcoreError as error:
-            if isinstance(error, AccessError):
-                self._note_refusal(request.peer, message, error)
-            fail(future, error)
+            fail(future, self._note_refusal(request.peer, message, error))
         return future
 
     def status(self, of: Identity | None = None) -> ServerStatus:
@@ -79,11 +86,7 @@ class Border:
             )
         return Done(f"{command.act}: done")
 
-    def _note_refusal(self, peer: Identity, message: Message, error: AccessError) -> None:
-        asked = type(message).__name__
-        log.warning("refused %s of %s at %s: %s", asked, peer.name or "somebody", peer.address, error)
-        self._hub.record(
-            ev.AccessRefused(
-                at=self._hub.clock.now(), peer=peer.name, address=peer.address, asked=asked, reason=error.reason
-            )
-        )
+    def _note_refusal(self, peer: Identity, message: Message, error: FedcoreError) -> FedcoreError:
+        """Note that somebody may not have what it asks for, or was not let in as a client; return the error to answer with."""
+        kinds = (AccessError, *_NOT_LET_IN) if isinstance(message, Register) else AccessError
+        return self._refusals.note(peer, message, error) if isinstance(error, kinds) else error

@@ -1,4 +1,4 @@
-"""The command ``fedcore``: try a federation, ask a server how it stands, look back at a run, make certificates.
+"""The command ``fedcore``: try a federation, ask or tell a running server, look back at a run, make certificates.
 
 Exit status: 0 well done, 1 an error or a run that failed, 2 a mistake in the command line, 130 interrupted. Everything that
 imports torch is imported by the commands that need it.
@@ -7,7 +7,6 @@ imports torch is imported by the commands that need it.
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import math
 import os
@@ -15,9 +14,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fedcore import __version__, demo, pki_commands, state_commands
+from fedcore import __version__, admin_commands, audit_commands, connecting, demo, keys_commands, pki_commands, state_commands
 from fedcore.errors import ConfigError, ConnectionLost, FedcoreError
 from fedcore.messages import ClientStatus, ServerStatus, StatusQuery
 from fedcore.observers.board import headline
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _SHELVES = ("transports", "codecs", "strategies")
-_ANSWER_TIMEOUT, _WATCH_INTERVAL = 5.0, 1.0
+_WATCH_INTERVAL = 1.0  # seconds
 _CLEAR = "\x1b[H\x1b[J"
 
 
@@ -65,9 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands.add_parser("demo", help="run a whole federation on this machine and show it"))
     _add_status(commands.add_parser("status", help="ask a server how its run stands"))
+    admin_commands.add_commands(commands.add_parser)
+    audit_commands.add_audit(commands.add_parser("audit", help="look at the log of who did what"))
     state_commands.add_runs(commands.add_parser("runs", help="show what a state directory holds"))
     state_commands.add_replay(commands.add_parser("replay", help="make the models of a run again from its updates"))
     pki_commands.add_pki(commands.add_parser("pki", help="make the certificates of a federation"))
+    keys_commands.add_keys(commands.add_parser("keys", help="make the tokens of a federation"))
     listing = commands.add_parser("list", help="show the transports, codecs and strategies there are")
     listing.set_defaults(command=_list)
     return parser
@@ -114,30 +116,15 @@ def _demo(chosen: argparse.Namespace) -> int:
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("address", metavar="ADDRESS", help="where the server listens, such as localhost:50051")
+    connecting.add_options(parser, bearer="an operator, an admin or a client")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--watch", action="store_true", help="ask every second until the run is over")
-    parser.add_argument("--transport", default="grpc", help="the server's transport (default %(default)s)")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--tls-kit", metavar="DIR", help="the kit of an operator, an admin or a client (see fedcore pki)")
-    how.add_argument("--insecure", action="store_true", help="speak plaintext to other machines, too")
     parser.set_defaults(command=_status)
 
 
 def _status(chosen: argparse.Namespace) -> int:
-    from fedcore.registry import find
-    from fedcore.security import TLS
-
-    kind = find("transports", chosen.transport)
-    options: dict[str, Any] = {"insecure": True} if chosen.insecure else {}
-    if chosen.tls_kit is not None:
-        options["tls"] = TLS.kit(chosen.tls_kit)
-    for option in options:
-        if option not in inspect.signature(kind).parameters:
-            raise ConfigError(f"transport {chosen.transport!r} has no option {option!r}")
-    transport = kind(**options)
     show = _as_json if chosen.json else _as_text
-    with transport.connect(chosen.address) as connection:
+    with connecting.connect(chosen) as connection:
         status = _ask(connection)
         if not chosen.watch:
             sys.stdout.write(show(status))
@@ -152,10 +139,7 @@ def _status(chosen: argparse.Namespace) -> int:
 
 
 def _ask(connection: Connection) -> ServerStatus:
-    reply = connection.request(StatusQuery(), timeout=_ANSWER_TIMEOUT).message
-    if not isinstance(reply, ServerStatus):
-        raise FedcoreError(f"the server answered with {type(reply).__name__}")
-    return reply
+    return connecting.ask(connection, StatusQuery(), ServerStatus)
 
 
 def _ask_again(connection: Connection, before: ServerStatus) -> ServerStatus:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from fedcore.errors import ConfigError
 from fedcore.goal import Goal
+from fedcore.limits import Limits
 from fedcore.policy import RoundPolicy
 from fedcore.shards import SHARD_BYTES
 from fedcore.strategy import Strategy
@@ -23,8 +24,6 @@ class ServerConfig:
         round_timeout: seconds a round may last.
         heartbeat_interval: seconds between the clients' signs of life.
         heartbeat_timeout: seconds of silence after which a client counts as lost and its place in the round is free.
-        registrations_per_minute: how often a client may register, beyond ten times in a row; one that comes more often is
-            told to come later. Names that were never heard of may together a hundred times as often, beyond 10,000 in a row.
         start_wait: seconds to wait for the full number of clients once the fewest are there.
         extra_clients: clients invited beyond ``clients_per_round``; the first to answer count.
         max_failures: failed rounds in a row that end the run.
@@ -34,15 +33,8 @@ class ServerConfig:
         seed: of every random choice: selection, and the seeds in the clients' configs.
         policy: replaces what the fields above say about rounds.
         stop_grace: seconds clients have to hear that the run is over before the server goes.
-        max_examples: the largest ``num_examples`` that is believed.
-        max_model_bytes: the largest model that is taken from a client when the strategy has none.
+        limits: what one client may cost the server; see :class:`~fedcore.Limits`.
         shard_bytes: models are cut into frames of this size.
-        upload_memory: bytes that updates may occupy together, from the first byte until they are summed up; those beyond it
-            wait without holding memory. None: room for two, and for 64 MiB of small ones. More helps where the clients'
-            links are slow; a single update is taken in however large it is.
-        resume_memory: bytes that what has come of updates that broke off may occupy together, beside ``upload_memory``. It is
-            kept for one lease (``heartbeat_timeout``) and a client that comes back sends only the rest. None: half of what
-            ``upload_memory`` comes to; 0: nothing is kept.
         map_above: updates and sums of more bytes than this lie in mapped files without a name instead of in memory.
         map_folder: where those files are; None: the system's folder for temporary files.
         delta_codec: a lossless codec such as ``"delta+zstd"``. Clients that still hold the model before are sent the
@@ -51,6 +43,8 @@ class ServerConfig:
             None: it lives in memory alone.
         audit_log: the file that tells who did what; see :mod:`fedcore.audit`. None: ``audit.jsonl`` in the state directory, and
             none without one.
+        share_model: clients may download the last model whenever they like, as operators and admins may (``fedcore model``).
+            Else they get what a task brings them.
         durability: ``"update"``: an update is on the disk before its client is told that it counts. ``"round"``: only the
             outcome of a round is; after a crash clients are asked to send what they trained once more, which costs them
             the memory of one more model.
@@ -64,7 +58,6 @@ class ServerConfig:
     round_timeout: float = 3600.0
     heartbeat_interval: float = 5.0
     heartbeat_timeout: float = 300.0
-    registrations_per_minute: int = 60
     start_wait: float = 10.0
     extra_clients: int = 0
     max_failures: int = 3
@@ -73,16 +66,14 @@ class ServerConfig:
     seed: int = 0
     policy: RoundPolicy | None = None
     stop_grace: float = 5.0
-    max_examples: int = 1 << 30
-    max_model_bytes: int = 16 << 30
+    limits: Limits = Limits()
     shard_bytes: int = SHARD_BYTES
-    upload_memory: int | None = None
-    resume_memory: int | None = None
     map_above: int = 2 << 30
     map_folder: str | None = None
     delta_codec: str | None = None
     state_dir: str | None = None
     audit_log: str | None = None
+    share_model: bool = False
     durability: Literal["update", "round"] = "update"
     keep_updates: int = 0
     initial_model: str | None = None
@@ -90,10 +81,7 @@ class ServerConfig:
     max_run_time: float | None = None
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_rounds", "registrations_per_minute", "max_failures", "max_examples", "max_model_bytes", "shard_bytes",
-            "map_above",
-        ):  # fmt: skip
+        for name in ("num_rounds", "max_failures", "shard_bytes", "map_above"):
             self._require(name, int, 1)
         for name in ("extra_clients", "seed", "keep_updates"):
             self._require(name, int, 0)
@@ -101,10 +89,6 @@ class ServerConfig:
             self._require(name, float, 1e-9)
         for name in ("start_wait", "evaluate_timeout", "stop_grace"):
             self._require(name, float, 0.0)
-        if self.upload_memory is not None:
-            self._require("upload_memory", int, 1)
-        if self.resume_memory is not None:
-            self._require("resume_memory", int, 0)
         if self.heartbeat_timeout <= self.heartbeat_interval:
             raise ConfigError(
                 f"ServerConfig.heartbeat_timeout is {self.heartbeat_timeout:g} s, not above heartbeat_interval "
@@ -116,6 +100,10 @@ class ServerConfig:
             raise ConfigError(f"ServerConfig.goal must be a Goal, not {self.goal!r}")
         if self.policy is not None and not isinstance(self.policy, RoundPolicy):
             raise ConfigError(f"ServerConfig.policy must be a RoundPolicy, not {self.policy!r}")
+        if not isinstance(self.limits, Limits):
+            raise ConfigError(f"ServerConfig.limits must be a Limits, not {self.limits!r}")
+        if not isinstance(self.share_model, bool):
+            raise ConfigError(f"ServerConfig.share_model must be True or False, not {self.share_model!r}")
         names = self.accept_codecs
         if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
             raise ConfigError(f"ServerConfig.accept_codecs must be a list of names, not {names!r}")

@@ -40,10 +40,17 @@ class Contact:
 
     def pause(self, seconds: float) -> None:
         """Wait after a failure, but no longer than until the server answers somebody, or the run is over."""
-        until, self.lost = self._clock.now() + seconds, True
+        self.lost, found = True, self._found
+        self._wait(seconds, lambda: self._found != found)
+
+    def obey(self, seconds: float) -> None:
+        """Wait because the server said so, but no longer than until the run is over."""
+        self._wait(seconds, lambda: False)
+
+    def _wait(self, seconds: float, enough: Callable[[], bool]) -> None:
+        until = self._clock.now() + seconds
         with turns.away(), self._condition():
-            found = self._found
-            while not self._ended() and self._found == found and (left := until - self._clock.now()) > 0:
+            while not self._ended() and not enough() and (left := until - self._clock.now()) > 0:
                 self._clock.wait(self._condition(), left)
 
     def rest(self, interval: float, stopped: Callable[[], bool]) -> None:

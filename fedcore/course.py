@@ -15,6 +15,7 @@ from fedcore.evaluation import Evaluations
 from fedcore.failpoints import reach
 from fedcore.hub import Hub
 from fedcore.journal import Journal
+from fedcore.last_model import LastModel
 from fedcore.messages import Kind
 from fedcore.parameters import Parameters, Spec
 from fedcore.strategy import Strategy, aggregator_of, mean_metrics
@@ -41,6 +42,7 @@ class Course:
         journal: where the run is noted.
         spec: what the model looks like.
         parameters: the current model, or None before there is one.
+        last: offers it to those who may have it as a whole.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Course:
         self.hub, self.journal, self._ambition = hub, Journal(), ambition
         self.spec: Spec | None = None
         self.parameters: Parameters | None = None
+        self.last = LastModel(hub.tasks.broadcast)
         self._strategy, self._config, self._clock, self._evaluations = strategy, config, clock, evaluations
         self._extents: dict[str, float] = {}
 
@@ -74,14 +77,18 @@ class Course:
         }  # fmt: skip
         machine = self.hub.coordinator
         self.journal.begin(machine.run_id, facts, parameters, spec, name)
-        self.spec, self.parameters = spec, parameters
+        self._make_known(0, parameters, spec, name)
         with self.hub.turn() as machine:
             machine.adopt(name)
 
-    def take_up(self, parameters: Parameters, spec: Spec) -> None:
-        """Go on from a model that was noted before."""
-        _, self._extents = self.hub.cores.measured(parameters, spec)
+    def take_up(self, number: int, parameters: Parameters, spec: Spec) -> None:
+        """Go on from the model that a round made before."""
+        name, self._extents = self.hub.cores.measured(parameters, spec)
+        self._make_known(number, parameters, spec, name)
+
+    def _make_known(self, number: int, parameters: Parameters, spec: Spec, name: str) -> None:
         self.spec, self.parameters = spec, parameters
+        self.last.put(number, parameters, spec, name)
 
     def work(self, number: int, name: str) -> Work:
         """Return what a training round is about, ready for its updates."""
@@ -164,7 +171,7 @@ class Course:
         if outcome and self.journal.lasting:
             memory = self._strategy.state_dict()
             self._lastingly(lambda: self.journal.commit(outcome, parameters, spec, memory, work.entries))
-        self.parameters = parameters
+        self._make_known(number, parameters, spec, model_digest)
         upload = self._strategy.upload_spec(Kind.EVALUATE, spec)
         self.hub.tasks.works[Kind.EVALUATE, number] = Work(Kind.EVALUATE, number, parameters, spec, model_digest, upload)
         self.hub.tasks.broadcast.keep([model_digest])

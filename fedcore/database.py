@@ -12,6 +12,9 @@ from typing import Any
 from fedcore.durable import settle
 from fedcore.errors import OutOfStorage, StateError
 from fedcore.failpoints import reach
+from fedcore.private import claim_file
+
+_BROKEN = (sqlite3.DatabaseError, UnicodeDecodeError)  # the latter where SQLite tells what is wrong
 
 
 class Database:
@@ -43,7 +46,7 @@ class Database:
             except BaseException:
                 self._db.close()
                 raise
-        except sqlite3.DatabaseError as error:
+        except _BROKEN as error:
             raise damaged(path.parent, f"{path.name} cannot be used: {error}") from error
 
     def read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
@@ -55,7 +58,7 @@ class Database:
         with self._mutex:
             try:
                 return self._db.execute(query, values).fetchall()
-            except sqlite3.DatabaseError as error:
+            except _BROKEN as error:
                 raise damaged(self._path.parent, f"{self._path.name}: {error}") from error
 
     def write(self, statement: str, *values: object) -> int:
@@ -102,6 +105,7 @@ class Database:
         nascent = self._path.with_suffix(".new")
         for old in (nascent, self._path.with_suffix(".new-journal")):
             old.unlink(missing_ok=True)
+        claim_file(nascent)  # SQLite would make it for others to read, too
         with closing(sqlite3.connect(nascent, isolation_level=None)) as database:
             marks = f"PRAGMA application_id = {self._application}; PRAGMA user_version = {self._version};"
             database.execute("PRAGMA synchronous = EXTRA")
@@ -132,6 +136,7 @@ def hold(path: Path) -> sqlite3.Connection:
     Raises:
         StateError: another process has it.
     """
+    claim_file(path)
     lock = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
         lock.execute("BEGIN EXCLUSIVE")

@@ -127,7 +127,7 @@ class Director:
             log.warning("%s began with strategy %s, and goes on with another", past.run_id, past.facts["strategy"])
         if past.memory:  # after the first model nothing is remembered yet
             self._strategy.load_state_dict(past.memory)
-        self.course.take_up(past.parameters, past.spec)
+        self.course.take_up(past.made, past.parameters, past.spec)
         with self.hub.turn() as machine:
             machine.resume(past.run_id, number=past.number, digest=past.digest, outcomes=past.outcomes)
             machine.roster.remember(past.clients)

@@ -9,7 +9,9 @@ from pathlib import Path
 from fedcore.transport import Buffer
 
 
-def place(target: Path, part: Path, content: Iterable[Buffer], passed: Callable[[str], object] = str) -> None:
+def place(
+    target: Path, part: Path, content: Iterable[Buffer], passed: Callable[[str], object] = str, *, private: bool = False
+) -> None:
     """Write ``content`` to ``part``, synchronise it, rename it to ``target``, and synchronise the folder.
 
     Args:
@@ -17,12 +19,15 @@ def place(target: Path, part: Path, content: Iterable[Buffer], passed: Callable[
         part: where it is written first, on the same disk; gone when this returns or raises.
         content: its bytes.
         passed: told of each step that a crash may come after.
+        private: its owner alone may read it.
 
     Raises:
         OSError: it cannot be written.
     """
     try:
         with part.open("xb") as file:
+            if private:
+                part.chmod(0o600)
             for buffer in content:
                 file.write(buffer)
                 passed("tmp_half")

@@ -31,7 +31,8 @@
     │   ├── Incomplete              a body that ended before it was whole (retryable)
     │   ├── TooLarge                    a message above the limit
     │   ├── TooOften                    the same was asked for too often (retryable, later)
-    │   └── OutOfStorage                the receiver has no room for a message now (retryable)
+    │   ├── TooMany                     too much of it is under way at once (retryable, later)
+    │   └── OutOfStorage                the receiver has no room for a message now (retryable, later)
     ├── StateError                      the operator's: a state directory that is damaged, foreign or in use
     ├── AggregationError                the strategy's: no model came out of the round
     ├── RunFailed                       the federation ended without reaching its goal
@@ -39,7 +40,7 @@
     └── RemoteError                     the other side failed in a way it does not explain
 
 ``reason`` is the machine-readable name that travels in ``google.rpc.ErrorInfo``; ``retryable`` says whether the same
-call may succeed if it is made again.
+call may succeed if it is made again, and ``retry_after`` before which time there is no sense in that.
 """
 
 from __future__ import annotations
@@ -49,15 +50,24 @@ from typing import ClassVar
 
 
 class FedcoreError(Exception):
-    """Root of all errors fedcore raises on purpose."""
+    """Root of all errors fedcore raises on purpose.
+
+    Attributes:
+        reason: its machine-readable name.
+        retryable: whether the same call may succeed if it is made again.
+        retry_after: seconds to wait before that; None: nobody said so.
+    """
 
     reason: str = "FEDCORE_ERROR"
     retryable: ClassVar[bool] = False
+    retry_after: float | None = None
 
-    def __init__(self, message: str = "", *, reason: str | None = None):
+    def __init__(self, message: str = "", *, reason: str | None = None, retry_after: float | None = None):
         super().__init__(message)
         if reason is not None:
             self.reason = reason
+        if retry_after is not None:
+            self.retry_after = retry_after
 
 
 class ConfigError(FedcoreError, ValueError):
@@ -227,10 +237,18 @@ class TooLarge(TransportError):
 
 
 class TooOften(TransportError):
-    """The same was asked for too often in a short time; the message says when it may be again."""
+    """The same was asked for too often in a short time; ``retry_after`` says when it may be again."""
 
-    reason = "TOO_OFTEN"
+    reason = "RATE"
     retryable = True
+
+
+class TooMany(TransportError):
+    """A peer has as much of this under way as it may have at once."""
+
+    reason = "QUOTA"
+    retryable = True
+    retry_after = 1.0
 
 
 class OutOfStorage(TransportError):
@@ -238,6 +256,7 @@ class OutOfStorage(TransportError):
 
     reason = "OUT_OF_STORAGE"
     retryable = True
+    retry_after = 1.0
 
 
 class StateError(FedcoreError):
@@ -283,6 +302,7 @@ _FINER: dict[str, type[FedcoreError]] = {
     "REVOKED": PermissionDenied,
     "EVICTED": PermissionDenied,
     "NO_SUCH_CLIENT": ProtocolError,
+    "NO_MODEL": ProtocolError,
     "BAD_DTYPE": SchemaMismatch,
     "TOO_MANY_FIELDS": BadMetric,
     "BAD_OFFSET": ProtocolError,
@@ -300,19 +320,21 @@ _FINER: dict[str, type[FedcoreError]] = {
     "STALLED_STREAM": DeadlineExceeded,
     "STATE_DAMAGED": StateError,
     "STATE_LOCKED": StateError,
+    "STATE_UNSAFE": StateError,
     "AUDIT_BROKEN": StateError,
+    "AUDIT_CUT": StateError,
 }
 """Reasons finer than a class, and the class that carries them."""
 
 
-def from_reason(reason: str, message: str) -> FedcoreError:
+def from_reason(reason: str, message: str, retry_after: float | None = None) -> FedcoreError:
     """Rebuild the error that ``reason`` names, as a border does with one that crossed a wire.
 
     Reasons finer than a class keep their own name on the class that carries them; unknown ones become :class:`RemoteError`.
     """
     if finer := _FINER.get(reason):
-        return finer(message, reason=reason)
+        return finer(message, reason=reason, retry_after=retry_after)
     for kind in _tree(FedcoreError):
         if kind.reason == reason:
-            return kind(message)
-    return RemoteError(message, reason=reason)
+            return kind(message, retry_after=retry_after)
+    return RemoteError(message, reason=reason, retry_after=retry_after)

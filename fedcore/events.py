@@ -22,7 +22,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted(Event):
-    """The server listens. ``past`` is what happened so far, if it goes on with a run that was interrupted.
+    """The server listens. ``past`` is what happened so far, if it goes on (``resumed``) with a run that was interrupted.
 
     If a round was open then, its updates are part of the past, and :class:`RoundOpened` for it comes before this event.
     """
@@ -31,6 +31,7 @@ class RunStarted(Event):
     address: str
     num_rounds: int
     past: tuple[Event, ...] = ()
+    resumed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class ClientLost(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ClientEvicted(Event):
-    """A client was sent away; its place in the round is free, and it cannot come back."""
+    """A client was sent away; its place in the round is free."""
 
     client_id: str
     reason: str
@@ -203,6 +204,11 @@ class RunPaused(Event):
     """The run cannot go on, for a ``reason`` that its operator can take away; an empty one: it goes on again."""
 
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerLeft(Event):
+    """The server leaves the run as it stands; the next one with the same state directory goes on with it."""
 
 
 @dataclass(frozen=True, kw_only=True)

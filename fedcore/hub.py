@@ -27,7 +27,7 @@ from fedcore.codec import Codec
 from fedcore.config import ServerConfig
 from fedcore.coordinator import Coordinator
 from fedcore.cores import Cores
-from fedcore.errors import ConnectionLost, FedcoreError, ProtocolError, RemoteError
+from fedcore.errors import ConnectionLost, FedcoreError, ProtocolError, RemoteError, TooOften
 from fedcore.failpoints import reach
 from fedcore.journal import Journal
 from fedcore.lane import THREADS, Lanes
@@ -42,6 +42,7 @@ from fedcore.messages import (
     Submitted,
     Wait,
 )
+from fedcore.pace import Pace
 from fedcore.parking import Parked, Parking
 from fedcore.phase import Phase
 from fedcore.pool import drain
@@ -55,6 +56,8 @@ from fedcore.uploads import Arrival, Uploads
 log = logging.getLogger(__name__)
 
 _EVENTS_REST = 0.005  # seconds that events may be late, so that those of many clients are passed on together
+
+_BEATS_IN_A_ROW = 5.0  # seconds' worth of a client's heartbeats
 
 _STANDSTILL = 1.0  # seconds that a thread is late if the whole process was stopped, or its machine overloaded
 
@@ -127,8 +130,9 @@ class Hub:
         self.math = lanes.lane("fedcore-math")
         self.cores = Cores()
         self.tasks = Tasks(
-            strategy, self.math, seed=config.seed, shard_bytes=config.shard_bytes, delta=self.reception.delta, lanes=lanes
-        )
+            strategy, self.math, seed=config.seed, shard_bytes=config.shard_bytes, delta=self.reception.delta, lanes=lanes,
+            streams=config.limits.streams_per_client,
+        )  # fmt: skip
         self.uploads = Uploads(
             self.turn, clock, self.math, accepts=accepts, config=config, base=self.tasks.broadcast.base,
             noted=self.tasks.count, lend=self.landings.lend, lanes=lanes,
@@ -137,6 +141,8 @@ class Hub:
         self.busy = False
         self.paused, self.suspended = "", False
         self._observing, self._observe = lanes.lane("fedcore-events", rest=_EVENTS_REST), observe
+        rate = config.limits.beats_per_second
+        self._beats = Pace(rate, int(_BEATS_IN_A_ROW * rate))
         self._parking = Parking()
         self._due: list[Callable[[], object]] = []
         self._seen, self._usual_wait = 0, math.inf
@@ -203,6 +209,8 @@ class Hub:
     def suspend(self) -> None:
         """Leave the run as it stands, for a later process: clients are sent away to wait for that one."""
         with self.condition:
+            if not self.suspended:
+                self.record(ev.ServerLeft(at=self.clock.now()))
             self.suspended = True
             waiting = self._parking.clear()
             self.condition.notify_all()
@@ -280,15 +288,25 @@ class Hub:
         elif isinstance(message, Fetch):
             self._fetch(message, future)
         elif isinstance(message, Beat):
-            with self.turn() as coordinator:
-                reply = coordinator.heartbeat(message, self.clock.now())
-                population = len(coordinator.roster.members)
-            interval, spread = self.reception.interval(population), self.reception.spread(population)
-            answer(future, Reply(replace(reply, heartbeat_interval=interval, spread=spread)))
+            self._beat(message, future)
         elif isinstance(message, Register):
             self.reception.register(request, message, future)
         else:
             raise ProtocolError(f"no such request: {type(message).__name__}")
+
+    def _beat(self, message: Beat, future: Future[Reply]) -> None:
+        session, now = message.session, self.clock.now()
+        with self.condition:  # this is no turn of the machine: who beats too often must cost next to nothing
+            member = self.coordinator.roster.members.get(session.client_id)
+            known = member is not None and member.token == session.token
+            wait = self._beats.late(session.client_id, now) if known else 0.0
+        if wait:
+            raise TooOften(f"client {session.client_id!r} beats too often; it may again in {wait:.1f} s", retry_after=wait)
+        with self.turn() as coordinator:
+            reply = coordinator.heartbeat(message, now)
+            population = len(coordinator.roster.members)
+        interval, spread = self.reception.interval(population), self.reception.spread(population)
+        answer(future, Reply(replace(reply, heartbeat_interval=interval, spread=spread)))
 
     # --- tasks ---
 

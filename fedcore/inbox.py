@@ -10,6 +10,7 @@ from fedcore.failpoints import passing, reach
 from fedcore.intake import receive
 from fedcore.messages import Manifest
 from fedcore.parameters import Parameters, Spec
+from fedcore.pool import drain
 from fedcore.registry import accepted_codec
 from fedcore.retry import Trial
 from fedcore.transport import Body
@@ -56,6 +57,7 @@ class Inbox:
         if self.spec is None or self.spec.infos != manifest.tensors:
             spec = Spec.checked(manifest.tensors)
             self._check(spec)
+            drain()  # memory for models that looked otherwise: whoever sends many kinds could make it grow without end
             self.spec = spec
         spec = self.spec
         if codec is not None:

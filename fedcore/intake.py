@@ -12,10 +12,10 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 
 from fedcore.codec import Base, Codec, held
-from fedcore.errors import ChecksumError, DecodeError, Incomplete
+from fedcore.errors import ChecksumError, ConfigError, DecodeError, Incomplete
 from fedcore.messages import Manifest
 from fedcore.parameters import Parameters, Spec, digest
-from fedcore.pool import Lender, borrow
+from fedcore.pool import Lender, borrow, fresh
 from fedcore.shards import Shard, shards
 from fedcore.transport import Body
 
@@ -134,7 +134,7 @@ class Intake:
         if self._rest.nbytes >= length:
             found, self._rest = self._rest[:length], self._rest[length:]
             return found
-        whole = np.empty(length, np.uint8).data
+        whole = fresh(length).data
         yield from self._fill(whole)
         return whole
 
@@ -159,7 +159,10 @@ def plan(manifest: Manifest, spec: Spec) -> tuple[Shard, ...]:
     """
     if not 4096 <= manifest.shard_bytes <= 1 << 30:
         raise DecodeError(f"shard_bytes is {manifest.shard_bytes}, not 4 KiB to 1 GiB", reason="LENGTH_MISMATCH")
-    cut = shards(spec, manifest.shard_bytes)
+    try:
+        cut = shards(spec, manifest.shard_bytes)
+    except ConfigError as error:
+        raise DecodeError(str(error), reason="LENGTH_MISMATCH") from error
     if len(cut) != len(manifest.frames):
         raise DecodeError(f"{len(manifest.frames)} frames instead of {len(cut)}", reason="LENGTH_MISMATCH")
     for index, (shard, length) in enumerate(zip(cut, manifest.frames, strict=True)):

@@ -23,6 +23,7 @@ from fedcore.messages import Kind, Manifest, Traffic
 from fedcore.packing import pack, unpack
 from fedcore.parameters import Parameters, Spec
 from fedcore.rounds import REMEMBERED
+from fedcore.rows import understood
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Past:
         memory: what the strategy remembered.
         clients: the processes of each client, the newest last.
         unmeasured: the rounds of late whose models may not have been evaluated.
+        made: the round that made the last model that could be read; 0: it is the first.
         spent: seconds that all rounds took together.
         recent: the updates of the last rounds that are over; whoever sends one again hears that it counts.
     """
@@ -62,6 +64,7 @@ class Past:
     memory: dict[str, Any]
     clients: dict[str, list[str]] = field(default_factory=dict)
     unmeasured: tuple[int, ...] = ()
+    made: int = 0
     spent: float = 0.0
     recent: tuple[Entry, ...] = ()
 
@@ -234,8 +237,10 @@ class Diary(Journal):
 
     def restore(self, now: float) -> Past | None:
         """Return the run that was interrupted, if there is one."""
-        if not self._ledger.run_id:
-            return None
+        with understood(self._ledger.folder):
+            return self._past(now) if self._ledger.run_id else None
+
+    def _past(self, now: float) -> Past:
         last = self._last_readable(self._ledger.pages())
         pages = self._ledger.pages()
         page = pages[-1] if pages[-1].state in ("open", "closed") else None
@@ -244,7 +249,7 @@ class Diary(Journal):
         made = [each.state == "committed" and "lost" not in each.facts for each in ended]
         return Past(
             self._ledger.run_id, self._ledger.run_facts, self._ledger.models.get(manifest), Spec.checked(manifest.tensors),
-            last.model, page.number if page else pages[-1].number + 1,
+            last.model, page.number if page else pages[-1].number + 1, made=last.number,
             outcomes=tuple(each.facts["seconds"] if good else None for each, good in zip(ended, made, strict=True)),
             page=page,
             entries=self._ledger.entries(page.number) if page else [], events=tuple(self._story(pages[1:], now)),

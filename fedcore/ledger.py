@@ -12,8 +12,7 @@ import json
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,11 @@ from fedcore.codec import Codec
 from fedcore.database import Database, damaged, hold, release
 from fedcore.durable import synchronise
 from fedcore.errors import StateError, UpdateRejected
-from fedcore.messages import Manifest, TensorInfo
+from fedcore.messages import Manifest
+from fedcore.private import claim_folder
+from fedcore.rows import Entry, Page, entry_of, listed, manifest_of, mapping, page_of, understood
+
+__all__ = ["Entry", "Ledger", "Page"]
 
 _APPLICATION, _VERSION = 0x66656463, 1  # "fedc"
 _OURS = {"lock", "lock-journal", "models", "updates", "ledger.new", "ledger.new-journal", "audit.jsonl"}
@@ -57,62 +60,6 @@ CREATE TABLE updates (
 """
 
 
-@dataclass(frozen=True)
-class Entry:
-    """An update that counts, or will: everything but its tensors.
-
-    Attributes:
-        task_id: what it answers.
-        round: the one it was made for.
-        client_id: whose it is.
-        attempt_id: of the time the client trained for it.
-        digest: of its tensors.
-        num_examples: what the client said.
-        metrics: what the client measured.
-        counted: the round it counts in.
-        weight: the number of examples it counts with.
-        instance: the process of the client that made it.
-    """
-
-    task_id: str
-    round: int
-    client_id: str
-    attempt_id: str
-    digest: str
-    num_examples: int
-    metrics: Mapping[str, float]
-    counted: int
-    weight: int
-    instance: str = ""
-
-
-@dataclass(frozen=True)
-class Page:
-    """One round.
-
-    Attributes:
-        number: of the round; 0 stands for the first model.
-        state: open, closed, committed or failed.
-        base: digest of the model it starts from.
-        model: digest of the one it made, or "".
-        memory: digest of the tensors that the strategy remembers after it, or "".
-        invited: the clients that were invited when it opened.
-        elapsed: seconds it had lasted when something was last noted of it.
-        facts: of its outcome.
-        metrics: of its evaluation.
-    """
-
-    number: int
-    state: str
-    base: str
-    model: str = ""
-    memory: str = ""
-    invited: tuple[str, ...] = ()
-    elapsed: float = 0.0
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
 class Ledger:
     """The durable memory of one run.
 
@@ -121,8 +68,13 @@ class Ledger:
         codec: what models and updates are written with; lossless.
         looking: only read, and beside the process that writes; makes nothing.
 
+    Attributes:
+        folder: where it is.
+        models: the models' files.
+        updates: the updates' files.
+
     Raises:
-        StateError: the folder is in use by another process, damaged, or no such folder at all.
+        StateError: the folder is in use by another process, damaged, open to others, or no such folder at all.
     """
 
     def __init__(self, folder: str | os.PathLike[str], codec: Codec, *, looking: bool = False):
@@ -131,28 +83,19 @@ class Ledger:
         if looking and not path.exists():
             raise StateError(f"there is no ledger in {self.folder}")
         self._guard(fresh=not path.exists())
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not looking:
+            claim_folder(self.folder)
             synchronise(self.folder.absolute().parent)
         self._lock = None if looking else hold(self.folder / "lock")
         try:
+            self.models = Blobs(self.folder / "models", codec, looking=looking)
+            self.updates = Blobs(self.folder / "updates", codec, looking=looking)
             self._db = Database(path, _SCHEMA, application=_APPLICATION, version=_VERSION, looking=looking)
         except BaseException:
             self._unlock()
             raise
-        self._codec = codec
 
     # --- what is there ---
-
-    @cached_property
-    def models(self) -> Blobs:
-        """The models' files."""
-        return Blobs(self.folder / "models", self._codec)
-
-    @cached_property
-    def updates(self) -> Blobs:
-        """The updates' files."""
-        return Blobs(self.folder / "updates", self._codec)
 
     @property
     def run_id(self) -> str:
@@ -163,31 +106,29 @@ class Ledger:
     @property
     def run_facts(self) -> dict[str, Any]:
         """What was noted when the run began, and when that was: ``begun``, in seconds since 1970."""
-        ((begun, facts),) = self._db.read("SELECT begun, facts FROM run")
-        return {**json.loads(facts), "begun": begun}
+        with understood(self.folder):
+            ((begun, facts),) = self._db.read("SELECT begun, facts FROM run")
+            return {**mapping(facts), "begun": float(begun)}
 
     def pages(self) -> list[Page]:
         """Return all rounds in their order."""
         columns = "number, state, base, ifnull(model, ''), ifnull(memory, ''), invited, elapsed, facts, metrics"
         rows = self._db.read(f"SELECT {columns} FROM rounds ORDER BY number")  # noqa: S608
-        return [
-            Page(number, state, base, model, memory, tuple(json.loads(names)), elapsed, json.loads(facts), json.loads(metrics))
-            for number, state, base, model, memory, names, elapsed, facts, metrics in rows
-        ]
+        with understood(self.folder):
+            return [page_of(row) for row in rows]
 
     def clients(self) -> dict[str, list[str]]:
         """Return the last processes of each client that registered, the newest last."""
         rows = self._db.read("SELECT client_id, instances FROM clients")
-        return {client_id: json.loads(instances) for client_id, instances in rows}
+        with understood(self.folder):
+            return {str(client_id): listed(instances) for client_id, instances in rows}
 
     def entries(self, number: int) -> list[Entry]:
         """Return the updates that count in a round, by client id."""
         columns = "task_id, round, client_id, attempt_id, digest, num_examples, metrics, counted, weight, instance"
         rows = self._db.read(f"SELECT {columns} FROM updates WHERE counted = ? ORDER BY client_id", number)  # noqa: S608
-        return [
-            Entry(task, made_for, client, attempt, digest, examples, json.loads(metrics), counted, weight, instance)
-            for task, made_for, client, attempt, digest, examples, metrics, counted, weight, instance in rows
-        ]
+        with understood(self.folder):
+            return [entry_of(row) for row in rows]
 
     def manifest(self, digest: str) -> Manifest:
         """Return how the file with this digest is to be read.
@@ -198,9 +139,8 @@ class Ledger:
         rows = self._db.read("SELECT manifest FROM payloads WHERE digest = ?", digest)
         if not rows:
             raise damaged(self.folder, f"nothing is known of a payload {digest[:16]}")
-        facts = json.loads(rows[0][0])
-        tensors = tuple(TensorInfo(name, dtype, tuple(shape), alias) for name, dtype, shape, alias in facts.pop("tensors"))
-        return Manifest(**{**facts, "frames": tuple(facts["frames"]), "tensors": tensors})
+        with understood(self.folder):
+            return manifest_of(rows[0][0])
 
     # --- what happens ---
 
@@ -379,6 +319,9 @@ class Ledger:
     def _guard(self, *, fresh: bool) -> None:
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
             raise StateError(f"{self.folder} is no folder (links are not followed): name another state_dir")
+        if links := [name for name in ("ledger.db", *_OURS) if (self.folder / name).is_symlink()]:
+            text = f"{self.folder / min(links)} is a link, which the server never makes: see who did, or name another state_dir"
+            raise StateError(text, reason="STATE_UNSAFE")
         if not fresh or not self.folder.exists():
             return
         if others := {path.name for path in self.folder.iterdir()} - _OURS:

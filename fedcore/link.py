@@ -103,7 +103,7 @@ class Link:
         self._contact = Contact(self._clock, self._jitter, lambda: self._condition, lambda: self._over is not None)
         self._persistence = Persistence(
             patience, self._clock, self._jitter, self._contact.pause, lambda: self._over is not None,
-            lambda: self._contact.spread,
+            lambda: self._contact.spread, self._contact.obey,
         )  # fmt: skip
         self._condition = threading.Condition()
         self._registering = threading.Lock()
@@ -339,8 +339,8 @@ class Link:
         except SessionError as error:  # the session is old; whether this process is, registering will say
             self._register_again(session, error)
             return False
-        except TransportError:
-            self._contact.lost = True
+        except TransportError as error:
+            self._contact.lost = error.retry_after is None  # else it was the server that said so
             raise
         self._contact.made()
         self._interval, self._contact.spread = reply.heartbeat_interval or self._interval, reply.spread

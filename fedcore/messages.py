@@ -109,7 +109,7 @@ class Session:
 
     run_id: str
     client_id: str
-    token: str
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,13 +281,38 @@ class StatusQuery:
 class Command:
     """Has the server do something: end the run, open no more rounds or open them again, or send ``client_id`` away.
 
-    ``for_good``: it cannot come back. A transport that only no longer believes one of its certificates says False.
+    ``for_good``: it cannot come back for as long as this server runs; else it may register again.
     """
 
     act: Act
     client_id: str = ""
     reason: str = ""
     for_good: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelQuery:
+    """Asks for the last model of the run, whatever it is: how it is to be read, and then, by ``digest``, for its body.
+
+    Of that, ``total_bytes`` bytes long, comes what is behind ``offset``.
+    """
+
+    digest: str = ""
+    total_bytes: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The last model of the run, made by ``round`` (0: it is the one that the run began with), and how to read its body."""
+
+    round: int
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Stands for what somebody asked for of whom the transport does not know who it is: it was not even read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,8 +370,10 @@ class ServerStatus:
     encodings: int = 0
 
 
-Message: TypeAlias = Register | Pull | Fetch | Submit | Beat | StatusQuery | Command
-Answer: TypeAlias = Registered | Assigned | Rest | Wait | Finished | Submitted | BeatReply | ServerStatus | Done
+Message: TypeAlias = Register | Pull | Fetch | Submit | Beat | StatusQuery | ModelQuery | Command | Unread
+Answer: TypeAlias = (
+    Registered | Assigned | Rest | Wait | Finished | Submitted | BeatReply | ServerStatus | Committed | Done
+)
 
 
 def check_client_id(client_id: str) -> str:

@@ -27,14 +27,32 @@ def pack(state: Mapping[str, Any]) -> tuple[Parameters, Any]:
 
 
 def unpack(tensors: Mapping[str, Tensor], plain: Any) -> Any:
-    """Put a state together that :meth:`pack` took apart."""
+    """Put a state together that :meth:`pack` took apart.
+
+    Raises:
+        StateError: it is none.
+    """
+    try:
+        return _unpacked(tensors, plain)
+    except RecursionError:
+        raise _senseless("lists in lists without end") from None
+
+
+def _unpacked(tensors: Mapping[str, Tensor], plain: Any) -> Any:
     if isinstance(plain, list):
-        return [unpack(tensors, each) for each in plain]
+        return [_unpacked(tensors, each) for each in plain]
     if not isinstance(plain, dict):
         return plain
-    if _MARK in plain:
-        return tensors[plain[_MARK]]
-    return {key: unpack(tensors, each) for key, each in plain["dict"].items()}
+    name, items = plain.get(_MARK), plain.get("dict")
+    if len(plain) == 1 and isinstance(name, str) and name in tensors:
+        return tensors[name]
+    if len(plain) == 1 and isinstance(items, dict):
+        return {key: _unpacked(tensors, each) for key, each in items.items()}
+    raise _senseless(f"{plain!r:.80}")
+
+
+def _senseless(what: str) -> StateError:
+    return StateError(f"what the strategy remembered cannot be put together again: {what}", reason="STATE_DAMAGED")
 
 
 def _packed(value: Any, path: str, tensors: Parameters) -> Any:

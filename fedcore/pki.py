@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fedcore.errors import ConfigError, MissingDependency
 from fedcore.messages import check_client_id
-from fedcore.security import AUTHORITY, CERTIFICATE, KEY, Role, is_private, urn
+from fedcore.private import append, is_private, make_folder, read_key, write
+from fedcore.security import AUTHORITY, CERTIFICATE, KEY, Role, urn
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -94,11 +94,11 @@ class Authority:
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
         builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        _private_folder(folder)
-        _write(folder / _REVOKED, b"")
-        _write(folder / _ISSUED, b"")
-        _write(folder / _AUTHORITY_KEY, _pem_of_key(key), private=True)
-        _write(folder / AUTHORITY, _pem(_signed(builder, key)))
+        make_folder(folder)
+        write(folder / _REVOKED, b"")
+        write(folder / _ISSUED, b"")
+        write(folder / _AUTHORITY_KEY, _pem_of_key(key), private=True)
+        write(folder / AUTHORITY, _pem(_signed(builder, key)))
         return cls(folder)
 
     @property
@@ -161,13 +161,13 @@ class Authority:
         if certificate.not_valid_after_utc > authority.not_valid_after_utc:
             raise ConfigError(f"the authority itself ends on {self.until[:10]}: ask for fewer days than {days}, or begin anew")
         self._note(Issued(role.value, name, _fingerprint(certificate), certificate.not_valid_after_utc.isoformat()))
-        _private_folder(kit)
+        make_folder(kit)
         if key is not None:
-            _write(kit / KEY, _pem_of_key(key), private=True)
+            write(kit / KEY, _pem_of_key(key), private=True)
         else:
             (kit / KEY).unlink(missing_ok=True)  # an earlier one, which does not belong to this certificate
-        _write(kit / CERTIFICATE, _pem(certificate))
-        _write(kit / AUTHORITY, (self.folder / AUTHORITY).read_bytes())
+        write(kit / CERTIFICATE, _pem(certificate))
+        write(kit / AUTHORITY, (self.folder / AUTHORITY).read_bytes())
         return kit
 
     def revoke(self, name: str) -> list[Issued]:
@@ -180,7 +180,7 @@ class Authority:
         found = [each for each in self.issued() if each.name == name and each.fingerprint not in known]
         if not found:
             raise ConfigError(f"there is no certificate of {name!r} that is not revoked already")
-        _write(self.revoked, "".join(f"{each}\n" for each in [*known, *(one.fingerprint for one in found)]).encode())
+        write(self.revoked, "".join(f"{each}\n" for each in [*known, *(one.fingerprint for one in found)]).encode())
         return found
 
     def issued(self) -> list[Issued]:
@@ -198,20 +198,15 @@ class Authority:
 
     def _note(self, issued: Issued) -> None:
         """Write down what is about to be handed out, first: what is not in the book could not be revoked."""
-        with (self.folder / _ISSUED).open("a") as file:
-            file.write(json.dumps(asdict(issued)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.folder / _ISSUED, json.dumps(asdict(issued)))
 
     def _certificate(self) -> Any:
         x509, _, _ = _library()
         return x509.load_pem_x509_certificate((self.folder / AUTHORITY).read_bytes())
 
     def _key(self) -> ec.EllipticCurvePrivateKey:
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-        key: Any = load_pem_private_key((self.folder / _AUTHORITY_KEY).read_bytes(), None)
-        return key  # type: ignore[no-any-return]
+        key: ec.EllipticCurvePrivateKey = read_key(self.folder / _AUTHORITY_KEY)
+        return key
 
 
 def make_request(role: Role | str, name: str, folder: str | Path) -> Path:
@@ -233,12 +228,12 @@ def make_request(role: Role | str, name: str, folder: str | Path) -> Path:
     if (folder / KEY).exists():
         raise ConfigError(f"{folder / KEY} exists already; to renew a certificate, send {folder / _REQUEST} once more")
     if not folder.exists():
-        _private_folder(folder)
+        make_folder(folder)
     key = _new_key()
     alternatives = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(urn(role, name))])
     builder = x509.CertificateSigningRequestBuilder().subject_name(_named(name)).add_extension(alternatives, critical=False)
-    _write(folder / KEY, _pem_of_key(key), private=True)
-    _write(folder / _REQUEST, _pem(builder.sign(key, hashes.SHA256())))
+    write(folder / KEY, _pem_of_key(key), private=True)
+    write(folder / _REQUEST, _pem(builder.sign(key, hashes.SHA256())))
     return folder / _REQUEST
 
 
@@ -346,23 +341,6 @@ def _pem_of_key(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _fingerprint(certificate: x509.Certificate) -> str:
     _, hashes, _ = _library()
     return certificate.fingerprint(hashes.SHA256()).hex()
-
-
-def _private_folder(folder: Path) -> None:
-    """Make a folder that its owner alone may look into."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
-
-
-def _write(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Write a file in one step; a private one can never be read by others, not even while it is written."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.unlink(missing_ok=True)
-    with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def _library() -> tuple[Any, Any, Any]:

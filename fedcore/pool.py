@@ -13,6 +13,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fedcore.errors import OutOfStorage
+
 Memory: TypeAlias = NDArray[np.uint8]
 Lender: TypeAlias = Callable[[int], Memory]
 """Gives a buffer of so many bytes, with arbitrary contents."""
@@ -22,8 +24,15 @@ _idle: dict[tuple[Lender, int], list[Memory]] = {}
 
 
 def fresh(nbytes: int) -> Memory:
-    """Return a buffer that the system gives."""
-    return np.empty(nbytes, np.uint8)
+    """Return a buffer that the system gives.
+
+    Raises:
+        OutOfStorage: it has not so much.
+    """
+    try:
+        return np.empty(nbytes, np.uint8)
+    except (MemoryError, ValueError) as error:
+        raise OutOfStorage(f"this machine has no memory for {nbytes} bytes") from error
 
 
 def borrow(nbytes: int, make: Lender = fresh) -> Memory:

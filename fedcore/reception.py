@@ -6,8 +6,6 @@ is refused until later, and it keeps no place from others meanwhile: it has one 
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -21,6 +19,7 @@ from fedcore.errors import CodecRefused, FedcoreError, ProtocolError, TooOften
 from fedcore.journal import Journal
 from fedcore.lane import THREADS, Lanes
 from fedcore.messages import PROTOCOL_VERSION, Register, Registered, Status, check_client_id
+from fedcore.pace import Pace
 from fedcore.registry import accepted_codec, delta_codec
 from fedcore.tasks import Route, answer, fail
 from fedcore.transport import Reply, Request
@@ -33,37 +32,7 @@ _LONGEST_INSTANCE = 64
 _IN_A_ROW = 10  # registrations of a client that are not looked at for how often they come
 _STRANGERS_IN_A_ROW = 10_000  # of names that were never heard of: whole crowds come at once
 _STRANGERS_RATE = 100  # as many times as often as a single client may they register, together
-_REMEMBERED = 16_384  # clients of which it is known how often they came
 _GONE = 64  # clients that are no more there may be in the table of routes
-_QUIET = 10.0  # seconds between two lines in the log about refusals
-
-log = logging.getLogger(__name__)
-
-
-class Pace:
-    """Lets each name pass a number of times in a row, and from then on at a steady rate.
-
-    Args:
-        rate: times a second.
-        row: times in a row.
-    """
-
-    def __init__(self, rate: float, row: int):
-        self._step, self._reach = 1 / rate, row / rate
-        self._rested: dict[str, float] = {}  # when a name may pass a whole row again; the last to pass is last
-
-    def __len__(self) -> int:
-        return len(self._rested)
-
-    def late(self, name: str, now: float) -> float:
-        """Return in how many seconds a name may pass: 0.0 if it does now."""
-        before = self._rested.pop(name, now)
-        rested = max(before, now) + self._step
-        wait = max(0.0, round(rested - self._reach - now, 6))  # sums of steps are not exact
-        self._rested[name] = before if wait else rested
-        while len(self._rested) > _REMEMBERED or next(iter(self._rested.values())) <= now:
-            del self._rested[next(iter(self._rested))]
-        return wait
 
 
 class Reception:
@@ -100,9 +69,8 @@ class Reception:
         self.journal, self.noting = Journal(), lanes.lane("fedcore-noting")
         self._turn, self._clock, self._codec, self._accepts = turn, clock, codec, accepts
         self._interval, self._lease = config.heartbeat_interval, config.heartbeat_timeout
-        rate = config.registrations_per_minute / 60
+        rate = config.limits.registrations_per_minute / 60
         self._pace, self._strangers = Pace(rate, _IN_A_ROW), Pace(_STRANGERS_RATE * rate, _STRANGERS_IN_A_ROW)
-        self._refused, self._quiet_until = 0, -math.inf
 
     def register(self, request: Request, message: Register, future: Future[Reply]) -> None:
         """Take a client in.
@@ -163,11 +131,7 @@ class Reception:
             coordinator.changes += coordinator.rounds.lose(name, "it registers too often")
             coordinator.roster.watch(now)
             coordinator.tick(now)
-        self._refused += 1
-        if now >= self._quiet_until:
-            log.warning("client %s registers too often; %d registrations were refused since the last line", name, self._refused)
-            self._refused, self._quiet_until = 0, now + _QUIET
-        raise TooOften(f"client {name!r} registers too often; it may again in {wait:.1f} s")
+        raise TooOften(f"client {name!r} registers too often; it may again in {wait:.1f} s", retry_after=wait)
 
     def _note(self, name: str, welcome: Reply, future: Future[Reply]) -> None:
         with self._turn() as coordinator:

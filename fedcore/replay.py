@@ -18,6 +18,7 @@ from fedcore.packing import pack, unpack
 from fedcore.parameters import Parameters, Spec, copy_parameters, digest
 from fedcore.registry import available, find
 from fedcore.registry import codec as find_codec
+from fedcore.rows import understood
 from fedcore.strategy import Strategy, aggregator_of
 
 __all__ = ["Replayed", "look", "replay"]
@@ -177,10 +178,10 @@ class _Rerun:
 def _noted(ledger: Ledger) -> Strategy:
     """Build the strategy of a run again from what was noted of it."""
     facts = ledger.run_facts
-    name, settings = facts["strategy"], facts.get("settings")
+    name, settings = str(facts.get("strategy", "")), facts.get("settings")
     if settings is not None:
         for part in available("strategies"):
-            with suppress(MissingDependency):
+            with suppress(MissingDependency), understood(ledger.folder):
                 kind = find("strategies", part)
                 if isinstance(kind, type) and f"{kind.__module__}.{kind.__qualname__}" == name:
                     return cast(Strategy, kind(**settings))

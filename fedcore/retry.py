@@ -1,4 +1,4 @@
-"""Trying again: with pauses of full jitter that grow, as long as there is hope and patience."""
+"""Trying again: with pauses of full jitter that grow, never earlier than told, as long as there is hope and patience."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Persistence:
         clock: the time.
         jitter: spreads the attempts of many.
         spread: returns over how many seconds they are to be spread, all of them, from the first on.
+        obey: waits for so many seconds, because the server said so; None: as ``pause`` does.
         pause: waits for so many seconds, or less where that makes sense.
         hopeless: whether there is no sense in going on.
     """
@@ -37,9 +38,10 @@ class Persistence:
         pause: Callable[[float], object],
         hopeless: Callable[[], bool],
         spread: Callable[[], float] = float,
+        obey: Callable[[float], object] | None = None,
     ):
         self._patience, self._clock, self._jitter, self._pause = patience, clock, jitter, pause
-        self._hopeless, self._spread = hopeless, spread
+        self._hopeless, self._spread, self._obey = hopeless, spread, obey or pause
 
     def insist(self, attempt: Callable[[], T]) -> T:
         """Make an attempt until it works.
@@ -81,9 +83,11 @@ class Trial:
         self._since = now if self._since is None else self._since
         self._corrupted += isinstance(error, ChecksumError)
         hopeless = not error.retryable or self._corrupted >= _CHECKSUM_TRIES or of._hopeless()
-        if hopeless or now - self._since >= of._patience:
+        told = error.retry_after or 0.0
+        if hopeless or now + told - self._since >= of._patience:
             raise error
         log.debug("%s; trying again", error)
         spread = of._spread()
         self._longest = max(min(2 * self._longest, _LONGEST_PAUSE), _FIRST_PAUSE, spread)
-        of._pause(of._jitter.uniform(0, self._longest))
+        wait = of._obey if told else of._pause
+        wait(told + of._jitter.uniform(0, self._longest))

@@ -17,7 +17,7 @@ class Member:
     """A client. ``told`` means it has heard that the run is over; without a token it is expected, but not registered yet."""
 
     client_id: str
-    token: str
+    token: str = field(repr=False)
     evaluates: bool
     last_seen: float
     instance: str = ""

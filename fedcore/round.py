@@ -83,7 +83,7 @@ class Ticket:
     assignment: Assignment
     digest: str
     num_examples: int
-    token: str = ""
+    token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import stat
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
 from fedcore.errors import ConfigError
+from fedcore.private import is_private
 
 AUTHORITY, CERTIFICATE, KEY = "authority.pem", "certificate.pem", "key.pem"
 """The files of a kit."""
@@ -37,6 +37,8 @@ class Identity:
         name: who it is, as the transport verified it, or "".
         role: what it may do; None where the transport verifies nobody, and trusts whoever reaches it.
         fingerprint: SHA-256 of its certificate in hexadecimal, or "".
+        problem: why it is nobody, though it tried to be somebody, or "".
+        revoked: what it has shown that is no longer good, such as "certificate", or "".
         by_reference: the peer lives in this process and may be handed objects instead of bytes.
     """
 
@@ -44,6 +46,8 @@ class Identity:
     name: str = ""
     role: Role | None = None
     fingerprint: str = ""
+    problem: str = ""
+    revoked: str = ""
     by_reference: bool = False
 
     @property
@@ -109,8 +113,3 @@ def named(alternatives: list[str]) -> tuple[Role, str]:
     """
     found = [match for text in alternatives if (match := _URN.fullmatch(text))]
     return (Role(found[0][1]), found[0][2]) if len(found) == 1 else (Role.ANONYMOUS, "")
-
-
-def is_private(path: Path) -> bool:
-    """Return whether only its owner can read or write a file, as far as the system tells."""
-    return not stat.S_IMODE(path.stat().st_mode) & 0o077

@@ -94,11 +94,13 @@ class Server:
             conclude=lambda: self._director.look(),
             accepts=default_accepts(own) if named is None else check_accepts(named, own), lanes=lanes,
         )  # fmt: skip
-        self._border = Border(self.hub)
         self._evaluations = Evaluations(
             strategy, self._clock, self.config.evaluate_timeout or 600.0, self._evaluated, self.hub.wake, lanes
         )
         self._director = Director(self.hub, strategy, self.config, self._clock, self._evaluations)
+        self._border = Border(
+            self.hub, self._director.course.last, share_model=self.config.share_model, limits=self.config.limits
+        )
         self._listener: Listener | None = None
         self._audit: Audit | None = None
 
@@ -117,7 +119,7 @@ class Server:
             self._audit = self._audited()
             for event in past.events if past else ():
                 self.history.take(event)
-            self._listener = self._transport.listen(self._wanted_address, self._border.handle)
+            self._listener = self._transport.listen(self._wanted_address, self._border.handle, self.config.limits)
         except BaseException:
             self.stop()
             raise
@@ -126,7 +128,7 @@ class Server:
         self.hub.record(
             ev.RunStarted(
                 at=self._clock.now(), run_id=machine.run_id, address=self.address, num_rounds=self.config.num_rounds,
-                past=past.events if past else (),
+                past=past.events if past else (), resumed=past is not None,
             )
         )  # fmt: skip
         self._director.begin()

@@ -16,6 +16,9 @@ from fedcore.parameters import Parameters, Spec, itemsize, nbytes
 SHARD_BYTES = 16 << 20
 """Default size of a shard in bytes; larger tensors travel as slices of this size."""
 
+MOST_SLICES = 1 << 13
+"""Slices that all large tensors of a payload may have together: with the default, 128 GiB. Peers say where they cut."""
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -41,14 +44,20 @@ class Shard:
         return all(info.name == name for info, (name, _) in zip(self.spec.entries, self.origins, strict=True))
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def shards(spec: Spec, shard_bytes: int = SHARD_BYTES) -> tuple[Shard, ...]:
     """Cut a payload into shards of at most ``shard_bytes``; both ends compute the same cut.
 
     A payload without tensors has one empty shard, so that every payload has a frame.
+
+    Raises:
+        ConfigError: the shards are too small for this payload.
     """
     if shard_bytes < 4096:
         raise ConfigError(f"shard_bytes must be at least 4096, not {shard_bytes}")
+    slices = sum(-(-length // shard_bytes) for length in map(nbytes, spec.entries) if length > shard_bytes)
+    if slices > MOST_SLICES:
+        raise ConfigError(f"shard_bytes of {shard_bytes} cuts this payload into {slices} slices, more than {MOST_SLICES}")
     cut: list[Shard] = []
     run: list[TensorInfo] = []
     size = 0

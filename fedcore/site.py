@@ -76,10 +76,11 @@ class SitePolicy:
             if key in _SET_BY_SERVER:
                 continue
             if key not in self.config:
-                raise SiteRefused(f"config[{key!r}] is none of those that this site allows: {', '.join(sorted(self.config))}")
+                allowed = ", ".join(sorted(self.config))
+                raise SiteRefused(f"config[{key[:80]!r}] is none of those that this site allows: {allowed}")
             least, most = self.config[key]
             if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-                raise SiteRefused(f"config[{key!r}] is {value!r}; this site allows a number from {least!r} to {most!r}")
+                raise SiteRefused(f"config[{key!r}] is {value!r:.80}; this site allows a number from {least!r} to {most!r}")
 
     def check_outgoing(self, spec: Spec, sent: int) -> None:
         """Check an update that is about to leave, behind ``sent`` bytes that have left.

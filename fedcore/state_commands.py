@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,14 +74,12 @@ def describe(folder: Path) -> dict[str, Any]:
         StateError: it is none, or damaged.
     """
     from fedcore.replay import look
+    from fedcore.rows import understood
 
-    ledger = look(folder)
-    try:
+    with closing(look(folder)) as ledger, understood(folder):
         facts = ledger.run_facts if ledger.run_id else {}
         rounds = [_round(ledger, page) for page in ledger.pages() if page.number]
         return {"folder": str(folder), "run_id": ledger.run_id, **facts, "rounds": rounds}
-    finally:
-        ledger.close()
 
 
 def _round(ledger: Ledger, page: Page) -> dict[str, Any]:

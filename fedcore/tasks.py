@@ -6,7 +6,8 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,6 +23,7 @@ from fedcore.messages import Assigned, Fetch, Kind, Rest, Task, Traffic, Wait
 from fedcore.parameters import Parameters, Spec, digest
 from fedcore.round import Assignment
 from fedcore.strategy import Strategy
+from fedcore.streams import Stream, Streams
 from fedcore.transport import Buffer, Reply, behind
 from fedcore.values import Value, check_config
 
@@ -71,12 +73,14 @@ class Tasks:
         math: the lane.
         seed: what the seeds in the clients' configs are drawn from.
         shard_bytes: where payloads are cut.
+        streams: how many downloads a client may have under way at once.
         delta: what differences to the model before are encoded with; None: none are sent.
         lanes: makes the lane that encodes.
 
     Attributes:
         works: what each open collection is about.
         traffic: what went over the wire in all.
+        downloads: those under way.
     """
 
     def __init__(
@@ -86,12 +90,13 @@ class Tasks:
         *,
         seed: int,
         shard_bytes: int,
+        streams: int,
         delta: Codec | None = None,
         lanes: Lanes = THREADS,
     ):
         self.broadcast = Broadcast(shard_bytes, delta, lanes)
         self.works: dict[tuple[Kind, int], Work] = {}
-        self.traffic = Traffic()
+        self.traffic, self.downloads = Traffic(), Streams(streams, "downloads")
         self._strategy, self._math, self._seed, self._counting = strategy, math, seed, threading.Lock()
 
     def brief(self, assignment: Assignment, route: Route, reply: Future[Reply], fetch: Fetch | None = None) -> None:
@@ -114,8 +119,9 @@ class Tasks:
         except Exception as error:
             log.exception("the strategy could not prepare task %s", assignment.id)
             return fail(reply, RemoteError(f"the server could not prepare the task: {type(error).__name__}"))
-        counted = partial(self.count, work, assignment.client_id, route)
-        return payload.add_done_callback(lambda done: _deliver(task, done, reply, fetch, counted))
+        counted, stream = partial(self.count, work, assignment.client_id, route), Stream(assignment.client_id, task.id)
+        send = partial(Outgoing, streams=self.downloads, stream=stream, counted=counted)
+        return payload.add_done_callback(lambda done: _deliver(task, done, reply, fetch, send))
 
     def _prepare(self, work: Work, assignment: Assignment, route: Route) -> tuple[Task, Future[Payload]]:
         config = work.configs.get(assignment.client_id)
@@ -136,20 +142,29 @@ class Tasks:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A payload on its way down, from ``offset`` bytes on; it is counted when it is sent, as often as that happens."""
+    """A payload on its way down, from ``offset`` bytes on; it is counted when it is sent, as often as that happens.
+
+    It is under way from the first buffer until the last one was taken, or the iterator is closed.
+    """
 
     payload: Payload
     offset: int
+    streams: Streams
+    stream: Stream
     counted: Callable[[Traffic], None]
 
     def __iter__(self) -> Iterator[Buffer]:
-        nbytes, spec = self.payload.manifest.total_bytes, self.payload.received.spec
-        self.counted(Traffic(bytes_sent=nbytes - self.offset, tensor_bytes_sent=0 if self.offset else spec.nbytes))
-        return iter(behind(self.payload.body, self.offset))
+        self.streams.enter(self.stream)
+        try:
+            nbytes, spec = self.payload.manifest.total_bytes, self.payload.received.spec
+            self.counted(Traffic(bytes_sent=nbytes - self.offset, tensor_bytes_sent=0 if self.offset else spec.nbytes))
+            yield from behind(self.payload.body, self.offset)
+        finally:
+            self.streams.leave(self.stream)
 
 
 def _deliver(
-    task: Task, encoded: Future[Payload], reply: Future[Reply], fetch: Fetch | None, counted: Callable[[Traffic], None]
+    task: Task, encoded: Future[Payload], reply: Future[Reply], fetch: Fetch | None, send: Callable[[Payload, int], Outgoing]
 ) -> None:
     if error := encoded.exception():
         log.error("encoding failed", exc_info=error)
@@ -157,22 +172,22 @@ def _deliver(
     payload = encoded.result()
     manifest = payload.manifest
     if fetch is None:
-        return answer(reply, Reply(Assigned(task, manifest), Outgoing(payload, 0, counted)))
+        return answer(reply, Reply(Assigned(task, manifest), send(payload, 0)))
     if fetch.total_bytes != manifest.total_bytes or not 0 <= fetch.offset <= manifest.total_bytes:
         of = f"the body has {manifest.total_bytes} bytes; there is none of {fetch.total_bytes} with a rest at {fetch.offset}"
         return fail(reply, ProtocolError(f"{of}: pull again", reason="BAD_OFFSET"))
-    return answer(reply, Reply(Rest(manifest.total_bytes), Outgoing(payload, fetch.offset, counted)))
+    return answer(reply, Reply(Rest(manifest.total_bytes), send(payload, fetch.offset)))
 
 
 def answer(future: Future[Reply], reply: Reply) -> None:
-    """Answer a request, unless whoever made it has gone."""
-    if future.set_running_or_notify_cancel():
+    """Answer a request, unless it was answered already, or whoever made it has gone."""
+    with suppress(InvalidStateError):
         future.set_result(reply)
 
 
 def fail(future: Future[Reply], error: FedcoreError) -> None:
-    """Answer a request with an error, unless whoever made it has gone."""
-    if future.set_running_or_notify_cancel():
+    """Answer a request with an error, unless it was answered already, or whoever made it has gone."""
+    with suppress(InvalidStateError):
         future.set_exception(error)
 
 

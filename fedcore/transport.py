@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self, TypeAlias
 
+from fedcore.limits import Limits
 from fedcore.messages import Answer, Message
 from fedcore.security import Identity
 
@@ -137,16 +138,25 @@ class Transport(ABC):
     anywhere: str = ""
 
     @abstractmethod
-    def listen(self, address: str, handler: Handler) -> Listener:
+    def listen(self, address: str, handler: Handler, limits: Limits = Limits()) -> Listener:
         """Serve ``handler`` at ``address``.
+
+        Args:
+            address: where.
+            handler: answers requests.
+            limits: how long to wait for a peer, and for what.
 
         Raises:
             AddressError: the address is malformed, taken, or not safe to serve on.
         """
 
     @abstractmethod
-    def connect(self, address: str) -> Connection:
+    def connect(self, address: str, limits: Limits = Limits()) -> Connection:
         """Prepare to speak to ``address``. Nothing is sent yet: the server need not run.
+
+        Args:
+            address: where the server listens.
+            limits: how long to wait for it when nothing moves.
 
         Raises:
             AddressError: the address is malformed, or not safe to speak to.

@@ -16,18 +16,19 @@ from fedcore.clock import Clock
 from fedcore.codec import Base, Codec
 from fedcore.config import ServerConfig
 from fedcore.coordinator import Coordinator
-from fedcore.errors import FedcoreError, RemoteError, SessionError, TooLarge, TransportError
+from fedcore.errors import FedcoreError, RemoteError, SessionError, TooLarge, TooMany, TransportError
 from fedcore.extents import check_finite
 from fedcore.failpoints import reach
 from fedcore.intake import Intake, receive
 from fedcore.journal import Journal
 from fedcore.lane import THREADS, Lane, Lanes
 from fedcore.ledger import Entry
-from fedcore.messages import Kind, Outcome, Submit, Submitted, Traffic
+from fedcore.messages import Kind, Outcome, Submit, Submitted, TensorInfo, Traffic
 from fedcore.parameters import Parameters, Spec, digest
 from fedcore.pool import Lender
 from fedcore.registry import accepted_codec
 from fedcore.round import Ticket
+from fedcore.streams import Stream, Streams
 from fedcore.tasks import Route, Work, answer, fail
 from fedcore.transport import Reply, Request, behind
 from fedcore.unfinished import Unfinished
@@ -76,6 +77,7 @@ class Uploads:
     Attributes:
         budget: what the updates in progress may occupy together.
         unfinished: what has come of those that broke off.
+        streams: the updates in progress and in line.
         journal: where updates are noted.
     """
 
@@ -93,28 +95,45 @@ class Uploads:
         lanes: Lanes = THREADS,
     ):
         self._turn, self._clock, self._math, self._accepts = turn, clock, math, accepts
-        self._config, self._base, self._noted, self._lend = config, base, noted, lend
+        self._limits, self._base, self._noted, self._lend = config.limits, base, noted, lend
         self._threads = lanes.pool("fedcore-intake", _THREADS)
         self._calm, self._taking = lanes.condition(), set[str]()  # tasks whose answers are just being noted
-        self.budget = Budget(config.upload_memory or _LEAST_BUDGET)
+        self.budget = Budget(config.limits.upload_memory or _LEAST_BUDGET)
         self.unfinished = Unfinished(config.heartbeat_timeout)
+        self.streams = Streams(config.limits.streams_per_client, "uploads")
         self.journal = Journal()
 
     def take(self, arrival: Arrival) -> None:
-        """Take an update in when there is room for it, and answer with what became of it."""
+        """Take an update in when there is room for it, and answer with what became of it.
+
+        Raises:
+            TooMany: its client has as many under way as it may.
+        """
         nbytes = arrival.nbytes
-        if self._config.upload_memory is None and arrival.work.upload is not None:
+        if self._limits.upload_memory is None and arrival.work.upload is not None:
             # room for two: one comes in while another is summed up; small answers to other tasks do not take it away
             self.budget.limit = max(self.budget.limit, 2 * nbytes)
         at_once = nbytes <= _AT_ONCE and not self.journal.each_update  # the thread it came on must not wait for a disk
         if at_once and isinstance(arrival.request.body, Sequence):  # it is here, and takes less than a hand-over
             self._take(arrival, 0)
         else:
-            self.budget.enter(nbytes, partial(self._threads.submit, self._take, arrival, nbytes))
+            newer = TooMany("a newer upload for the same task took the place of this one")
+            stream = Stream(arrival.header.session.client_id, arrival.header.task_id, partial(fail, arrival.reply, newer))
+            self.streams.enter(stream)
+            self.budget.enter(nbytes, partial(self._threads.submit, self._take_turn, arrival, nbytes, stream))
 
     def close(self) -> None:
         """End the threads, behind the updates in progress."""
         self._threads.shutdown(wait=True)
+
+    def _take_turn(self, arrival: Arrival, nbytes: int, stream: Stream) -> None:
+        try:
+            if arrival.reply.done():  # nobody waits for it any more
+                self.budget.leave(nbytes)
+            else:
+                self._take(arrival, nbytes)
+        finally:
+            self.streams.leave(stream)
 
     def _take(self, arrival: Arrival, nbytes: int) -> None:
         counted = False
@@ -207,13 +226,11 @@ class Uploads:
     def _read(self, arrival: Arrival) -> Update:
         """Return the update, if everything about it is as it must be; the cheap checks come before the body is read."""
         work, request, header = arrival.work, arrival.request, arrival.header
-        check_num_examples(header.num_examples, self._config.max_examples)
+        check_num_examples(header.num_examples, self._limits.max_examples)
         metrics = check_metrics(header.metrics)
         by_reference = request.peer.by_reference
         codec = None if by_reference else self._codec_of(header.manifest.codec, arrival.route.upload)
-        spec = self._first_spec(Spec.checked(header.manifest.tensors)) if work.upload is None else work.upload
-        if header.manifest.tensors != spec.infos:
-            spec.expect(Spec.checked(header.manifest.tensors))
+        spec = self._expect(header.manifest.tensors, work.upload)
         reach("upd.first_chunk")
         if codec is None:
             parameters = spec.copy(receive(header.manifest, request.body, spec, None), self._lend)
@@ -238,16 +255,26 @@ class Uploads:
             return intake.take(behind(arrival.request.body, intake.received))
         except FedcoreError:
             if intake.open and intake.received:
-                quota = self.budget.limit // 2 if self._config.resume_memory is None else self._config.resume_memory
+                quota = self.budget.limit // 2 if self._limits.resume_memory is None else self._limits.resume_memory
                 self.unfinished.keep(header, intake, spec.nbytes, quota=quota, now=self._clock.now())
             raise
 
     def _codec_of(self, name: str, agreed: Codec | None) -> Codec:
         return agreed if agreed is not None and agreed.name == name else accepted_codec(name, self._accepts)
 
-    def _first_spec(self, spec: Spec) -> Spec:
-        if spec.nbytes > self._config.max_model_bytes:
-            raise TooLarge(f"a model of {spec.nbytes} bytes is above max_model_bytes, {self._config.max_model_bytes}")
+    def _expect(self, infos: tuple[TensorInfo, ...], wanted: Spec | None) -> Spec:
+        """Return what an update will look like, if it is what was wanted, or a first model within the limits."""
+        if wanted is not None and infos == wanted.infos:
+            return wanted
+        limits = self._limits
+        most = max(limits.max_tensors, len(wanted.infos) if wanted else 0)
+        if len(infos) > most:
+            raise TooLarge(f"{len(infos)} tensors are more than {most} (Limits.max_tensors)")
+        spec = Spec.checked(infos)
+        if wanted is not None:
+            wanted.expect(spec)
+        elif spec.nbytes > limits.max_model_bytes:
+            raise TooLarge(f"a model of {spec.nbytes} bytes is above Limits.max_model_bytes, {limits.max_model_bytes}")
         return spec
 
     def _count(self, arrival: Arrival, update: Update, room: int, entry: Entry | None) -> None:

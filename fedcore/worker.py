@@ -14,6 +14,7 @@ from fedcore.codec import Codec
 from fedcore.cores import cores_lent
 from fedcore.errors import ConfigError, FedcoreError, InvalidWeight, SchemaMismatch, from_reason
 from fedcore.failpoints import reach
+from fedcore.limits import Limits
 from fedcore.link import Link
 from fedcore.messages import Finished, Kind, Outcome, Status, Task
 from fedcore.parameters import Parameters, Spec
@@ -121,6 +122,7 @@ def start_client(
     patience: float = 300.0,
     clock: Clock | None = None,
     site: SitePolicy | None = None,
+    limits: Limits = Limits(),
 ) -> None:
     """Take part in a federation until the server says that it is over.
 
@@ -135,6 +137,7 @@ def start_client(
         patience: seconds to go on trying while the server cannot be reached.
         clock: the time.
         site: what the site allows the server to ask, and lets leave; see :class:`~fedcore.SitePolicy`.
+        limits: how long the server is waited for when nothing moves; see :class:`~fedcore.Limits`.
 
     Raises:
         ConfigError: an argument cannot work.
@@ -145,7 +148,7 @@ def start_client(
     """
     if not isinstance(client, Client):
         raise ConfigError(f"client must be an instance of a fedcore.Client subclass, not {client!r}")
-    with find_transport(transport).connect(server_address) as connection:
+    with find_transport(transport).connect(server_address, limits) as connection:
         link = Link(
             connection, client_id, codec=codec, accept_codecs=accept_codecs, patience=patience, clock=clock,
             evaluates=offers_evaluation(client), check=(site or SitePolicy()).check_model,

@@ -146,7 +146,7 @@ class Manifest(_message.Message):
     def __init__(self, codec: _Optional[str] = ..., shard_bytes: _Optional[int] = ..., frames: _Optional[_Iterable[int]] = ..., tensors: _Optional[_Union[Tensors, _Mapping]] = ..., digest: _Optional[str] = ..., base: _Optional[str] = ...) -> None: ...
 
 class GetGlobalModelRequest(_message.Message):
-    __slots__ = ("session", "wait_seconds", "task_id", "holds", "offset", "total_bytes", "stream")
+    __slots__ = ("session", "wait_seconds", "task_id", "holds", "offset", "total_bytes", "stream", "last")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +154,7 @@ class GetGlobalModelRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
     session: Session
     wait_seconds: float
     task_id: str
@@ -161,7 +162,14 @@ class GetGlobalModelRequest(_message.Message):
     offset: int
     total_bytes: int
     stream: bool
-    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., wait_seconds: _Optional[float] = ..., task_id: _Optional[str] = ..., holds: _Optional[str] = ..., offset: _Optional[int] = ..., total_bytes: _Optional[int] = ..., stream: bool = ...) -> None: ...
+    last: LastModel
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ..., wait_seconds: _Optional[float] = ..., task_id: _Optional[str] = ..., holds: _Optional[str] = ..., offset: _Optional[int] = ..., total_bytes: _Optional[int] = ..., stream: bool = ..., last: _Optional[_Union[LastModel, _Mapping]] = ...) -> None: ...
+
+class LastModel(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    def __init__(self, digest: _Optional[str] = ...) -> None: ...
 
 class Task(_message.Message):
     __slots__ = ("id", "kind", "round", "base_digest", "config", "upload")
@@ -197,20 +205,22 @@ class Task(_message.Message):
     def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[Task.Kind, str]] = ..., round: _Optional[int] = ..., base_digest: _Optional[str] = ..., config: _Optional[_Mapping[str, Scalar]] = ..., upload: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ...) -> None: ...
 
 class GetGlobalModelResponse(_message.Message):
-    __slots__ = ("task", "wait", "finished", "manifest", "stream", "body")
+    __slots__ = ("task", "wait", "finished", "committed", "manifest", "stream", "body")
     TASK_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     BODY_FIELD_NUMBER: _ClassVar[int]
     task: Task
     wait: Wait
     finished: Finished
+    committed: Committed
     manifest: Manifest
     stream: bool
     body: bytes
-    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., manifest: _Optional[_Union[Manifest, _Mapping]] = ..., stream: bool = ..., body: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., manifest: _Optional[_Union[Manifest, _Mapping]] = ..., stream: bool = ..., body: _Optional[bytes] = ...) -> None: ...
 
 class Wait(_message.Message):
     __slots__ = ("round",)
@@ -223,6 +233,12 @@ class Finished(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     message: str
     def __init__(self, message: _Optional[str] = ...) -> None: ...
+
+class Committed(_message.Message):
+    __slots__ = ("round",)
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    def __init__(self, round: _Optional[int] = ...) -> None: ...
 
 class ModelChunk(_message.Message):
     __slots__ = ("chunk_index", "total_chunks", "is_final_chunk", "crc32c", "chunk_data")
@@ -417,7 +433,7 @@ class GetServerStatusResponse(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., committed: _Optional[int] = ..., num_rounds: _Optional[int] = ..., accepted: _Optional[int] = ..., target: _Optional[int] = ..., codec: _Optional[str] = ..., elapsed_seconds: _Optional[float] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., encodings: _Optional[int] = ..., tensor_bytes_sent: _Optional[int] = ..., tensor_bytes_received: _Optional[int] = ...) -> None: ...
 
 class ControlRequest(_message.Message):
-    __slots__ = ("act", "client_id", "reason")
+    __slots__ = ("act", "client_id", "reason", "for_good")
     class Act(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         ACT_UNSPECIFIED: _ClassVar[ControlRequest.Act]
@@ -433,10 +449,12 @@ class ControlRequest(_message.Message):
     ACT_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    FOR_GOOD_FIELD_NUMBER: _ClassVar[int]
     act: ControlRequest.Act
     client_id: str
     reason: str
-    def __init__(self, act: _Optional[_Union[ControlRequest.Act, str]] = ..., client_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    for_good: bool
+    def __init__(self, act: _Optional[_Union[ControlRequest.Act, str]] = ..., client_id: _Optional[str] = ..., reason: _Optional[str] = ..., for_good: bool = ...) -> None: ...
 
 class ControlResponse(_message.Message):
     __slots__ = ("message",)

@@ -95,7 +95,7 @@ class FederatedLearningServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetGlobalModelStream(self, request, context):
-        """Brings the body of the task `task_id`, which GetGlobalModel assigned.
+        """Brings the body of the task `task_id`, which GetGlobalModel assigned, or of the model `last.digest`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -18,6 +18,7 @@ from concurrent.futures import CancelledError, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 
 from fedcore.errors import AddressError, ConnectionLost, DeadlineExceeded
+from fedcore.limits import Limits
 from fedcore.messages import Message
 from fedcore.security import Identity
 from fedcore.transport import Body, Connection, Handler, Listener, Reply, Request, Transport
@@ -39,7 +40,7 @@ class Memory(Transport):
     def __init__(self, *, by_reference: bool = False):
         self.by_reference = by_reference
 
-    def listen(self, address: str, handler: Handler) -> Listener:
+    def listen(self, address: str, handler: Handler, limits: Limits = Limits()) -> Listener:
         """Serve at any name; an empty one is replaced by a free one."""
         with _lock:
             name = address or f"memory-{next(_numbers)}"
@@ -48,7 +49,7 @@ class Memory(Transport):
             _listeners[name] = _Listener(name, handler)
             return _listeners[name]
 
-    def connect(self, address: str) -> Connection:
+    def connect(self, address: str, limits: Limits = Limits()) -> Connection:
         """Prepare to speak to the listener at ``address``."""
         if not address:
             raise AddressError("the address is empty")

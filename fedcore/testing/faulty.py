@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 from fedcore.errors import ConnectionLost
+from fedcore.limits import Limits
 from fedcore.messages import Message
 from fedcore.transport import Body, Buffer, Connection, Handler, Listener, Reply, Transport, leave
 
@@ -45,13 +46,13 @@ class Faulty(Transport):
         self._random = random.Random(seed)  # noqa: S311 - a schedule, no secret
         self._lock = threading.Lock()
 
-    def listen(self, address: str, handler: Handler) -> Listener:
+    def listen(self, address: str, handler: Handler, limits: Limits = Limits()) -> Listener:
         """Listen with the inner transport."""
-        return self.inner.listen(address, handler)
+        return self.inner.listen(address, handler, limits)
 
-    def connect(self, address: str) -> Connection:
+    def connect(self, address: str, limits: Limits = Limits()) -> Connection:
         """Connect with the inner transport, through the faults."""
-        return _FaultyConnection(self, self.inner.connect(address))
+        return _FaultyConnection(self, self.inner.connect(address, limits))
 
     def happens(self, probability: float) -> bool:
         """Draw whether a fault happens now."""

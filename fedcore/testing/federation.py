@@ -40,7 +40,7 @@ def run_federation(
     Args:
         clients: the clients.
         strategy: what the federation computes.
-        config: how the run goes.
+        config: how the run goes; its limits are the clients', too.
         transport: a name, or a transport; it listens on an address of its own choice.
         codec: a name, or a codec; both sides send with it.
         client_codec: what the clients send with, if it is another one.
@@ -65,7 +65,10 @@ def run_federation(
     def work(client: Client, name: str) -> None:
         try:
             with gate:
-                start_client(server.address, client, name, transport=wire, codec=client_codec or codec, patience=5.0)
+                start_client(
+                    server.address, client, name, transport=wire, codec=client_codec or codec, patience=5.0,
+                    limits=server.config.limits,
+                )  # fmt: skip
         except BaseException as error:  # noqa: BLE001 - raised by the caller's thread below
             failures.append(error)
             if len(failures) == len(clients):

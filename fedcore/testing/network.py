@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from functools import partial
 
 from fedcore.errors import AddressError, ConnectionLost, DeadlineExceeded, FedcoreError, RemoteError
+from fedcore.limits import Limits
 from fedcore.messages import Message, Register
 from fedcore.security import Identity
 from fedcore.testing.scheduler import Fiber, Scheduler
@@ -42,7 +43,7 @@ class Network(Transport):
         self._door: _Door | None = None
         self._open: dict[_Call, None] = {}
 
-    def listen(self, address: str, handler: Handler) -> Listener:
+    def listen(self, address: str, handler: Handler, limits: Limits = Limits()) -> Listener:
         """Serve the requests that arrive from now on, until the group of the fiber that calls this crashes."""
         if self._door is not None:
             raise AddressError("something listens already")
@@ -50,7 +51,7 @@ class Network(Transport):
         self._door = _Door(self, handler, fiber.group if fiber else "")
         return self._door
 
-    def connect(self, address: str) -> Connection:
+    def connect(self, address: str, limits: Limits = Limits()) -> Connection:
         """Return a connection for fibers."""
         return _Line(self)
 

@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedcore.limits import Limits
 from fedcore.messages import Kind, Message, Submit, Submitted
 from fedcore.transport import Body, Connection, Handler, Listener, Reply, Transport
 
@@ -55,13 +56,13 @@ class Recorder(Transport):
         self.told: list[Told] = []
         self._lock = threading.Lock()
 
-    def listen(self, address: str, handler: Handler) -> Listener:
+    def listen(self, address: str, handler: Handler, limits: Limits = Limits()) -> Listener:
         """Listen with the inner transport."""
-        return self.inner.listen(address, handler)
+        return self.inner.listen(address, handler, limits)
 
-    def connect(self, address: str) -> Connection:
+    def connect(self, address: str, limits: Limits = Limits()) -> Connection:
         """Connect with the inner transport."""
-        return _Recorded(self, self.inner.connect(address))
+        return _Recorded(self, self.inner.connect(address, limits))
 
     def note(self, submit: Submit, submitted: Submitted) -> None:
         """Write down an answer."""

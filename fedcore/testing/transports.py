@@ -18,17 +18,22 @@ from fedcore.errors import (
     SchemaMismatch,
 )
 from fedcore.messages import (
+    Act,
     Answer,
     Assigned,
     Beat,
     BeatReply,
     ClientStatus,
+    Command,
+    Committed,
     Directive,
+    Done,
     Fetch,
     Finished,
     Kind,
     Manifest,
     Message,
+    ModelQuery,
     Outcome,
     Pull,
     Register,
@@ -103,6 +108,8 @@ def _messages(transport: Transport, patience: float) -> None:
         (submit, Submitted(Outcome.DUPLICATE, "DUPLICATE", "counted before", 2)),
         (Beat(_SESSION, Status.ERROR, 1, 2, 3, "fit-1-0", "boom"), BeatReply(True, Directive.ABORT_TASK, "late")),
         (StatusQuery(), status),
+        (ModelQuery(), Committed(7, manifest)),
+        (Command(Act.EVICT, "client-1", "because", False), Done("done")),
     ]
     seen: list[Request] = []
     pending = iter([answer for _, answer in exchanges])
@@ -130,9 +137,9 @@ def _bodies(transport: Transport, patience: float) -> None:
         message = request.message
         if isinstance(message, Submit):
             return pool.submit(_read, request)
-        size = int(message.session.token)  # type: ignore[union-attr]
+        size = message.total_bytes if isinstance(message, ModelQuery) else int(message.session.token)  # type: ignore[union-attr]
         body: list[Buffer] = [data[: size // 3], memoryview(data)[size // 3 : size]]
-        if isinstance(message, Fetch):
+        if isinstance(message, Fetch | ModelQuery):
             return Reply(Rest(size), behind(body, message.offset))
         return Reply(Assigned(Task(f"size-{size}", Kind.FIT, 1), Manifest("raw", 4096, (size,))), body)
 
@@ -147,10 +154,11 @@ def _bodies(transport: Transport, patience: float) -> None:
             reply = connection.request(Pull(session), timeout=patience)
             _claim(b"".join(bytes(part) for part in reply.body) == data[:size], f"a download of {size} bytes changed")
             for known in {0, size // 2, size - 1, size} - {-1}:
-                rest = connection.request(Fetch(session, f"size-{size}", size, known), timeout=patience)
-                got = b"".join(bytes(part) for part in rest.body)
-                same = rest.message == Rest(size) and got == data[known:size]
-                _claim(same, f"a download changed behind {known} bytes of {size}")
+                for ask in (Fetch(session, f"size-{size}", size, known), ModelQuery("d" * 64, size, known)):
+                    rest = connection.request(ask, timeout=patience)
+                    got = b"".join(bytes(part) for part in rest.body)
+                    same = rest.message == Rest(size) and got == data[known:size]
+                    _claim(same, f"a download changed behind {known} bytes of {size}")
                 submit = Submit(session, "t", 1, str(known), "", 1, Manifest("raw", 4096, (size,)))
                 up: list[Buffer] = [data[: size // 2], memoryview(data)[size // 2 : size]]
                 connection.request(submit, up, timeout=patience)

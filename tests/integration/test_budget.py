@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from fedcore import Client, FedAvg, Grpc, Memory, Server, ServerConfig, start_client
+from fedcore import Client, FedAvg, Grpc, Limits, Memory, Server, ServerConfig, start_client
 from fedcore.broadcast import encode
 from fedcore.codecs.safetensors import Safetensors
 from fedcore.errors import ConnectionLost, FedcoreError
@@ -16,14 +16,15 @@ from fedcore.transports.grpc import TransferPolicy
 
 INITIAL = {"w": torch.zeros(100_000)}
 SPEC = Spec.of(INITIAL)
-WIRES = {"memory": Memory, "stream": lambda: Grpc(transfer=TransferPolicy(mode="stream"), stall_timeout=0.2)}
+WIRES = {"memory": Memory, "stream": lambda: Grpc(transfer=TransferPolicy(mode="stream"))}
+LIMITS = Limits(upload_memory=SPEC.nbytes, stall_timeout=0.2)
 
 
 class Hand:
     """A client by hand: one connection, one task."""
 
     def __init__(self, wire, server, name):
-        self.connection = wire.connect(server.address)
+        self.connection = wire.connect(server.address, LIMITS)
         self.session = self.connection.request(Register(name, accepts=("safetensors",))).message.session
         self.name = name
 
@@ -67,7 +68,7 @@ def wire(request):
 
 @pytest.fixture
 def server(wire):
-    config = ServerConfig(num_rounds=1, upload_memory=SPEC.nbytes, stop_grace=0)
+    config = ServerConfig(num_rounds=1, limits=LIMITS, stop_grace=0)
     strategy = FedAvg(INITIAL, min_fit_clients=2, clients_per_round=2)
     with Server(wire.anywhere, config=config, strategy=strategy, transport=wire) as running:
         yield running

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import torch
 
-from fedcore import Client, FedAvg, Memory, Server, ServerConfig, start_client
+from fedcore import Client, FedAvg, Limits, Memory, Server, ServerConfig, start_client
 from fedcore.broadcast import encode
 from fedcore.codecs.safetensors import Safetensors
 from fedcore.events import RoundOpened
@@ -87,7 +87,7 @@ def test_upload_memory_bounds_the_updates_in_memory():
             submit = Submit(session, assigned.task.id, 1, name, assigned.task.base_digest, 1, payload.manifest)
             assert connection.request(submit, slow(name, payload.body), timeout=20).message.counted
 
-    config = ServerConfig(num_rounds=1, upload_memory=2 * Spec.of(INITIAL).nbytes, stop_grace=0)
+    config = ServerConfig(num_rounds=1, limits=Limits(upload_memory=2 * Spec.of(INITIAL).nbytes), stop_grace=0)
     strategy = FedAvg(INITIAL, clients_per_round=4, min_fit_clients=4)
     with Server("", config=config, strategy=strategy, transport=Memory()) as server:
         threads = [threading.Thread(target=work, args=(f"client-{index}",)) for index in range(4)]
@@ -128,25 +128,22 @@ def test_start_wait_opens_with_fewer_clients():
 
 def test_nothing_is_left_out():
     here = {
-        "num_rounds", "seed", "extra_clients", "heartbeat_interval", "heartbeat_timeout", "upload_memory", "stop_grace",
-        "start_wait",
+        "num_rounds", "seed", "extra_clients", "heartbeat_interval", "heartbeat_timeout", "stop_grace", "start_wait",
     }  # fmt: skip
     elsewhere = {
         "round_timeout": "test_killed_client.py",
-        "registrations_per_minute": "test_flapping.py",
         "max_failures": "test_bad_updates.py",
         "evaluate_timeout": "test_evaluation.py",
         "accept_codecs": "test_negotiation.py",
         "policy": "test_config.py",
-        "max_examples": "test_bad_updates.py",
-        "max_model_bytes": "test_first_model.py",
+        "limits": "below",
         "shard_bytes": "test_matrix.py",
-        "resume_memory": "test_resumed_transfers.py",
         "map_above": "test_big_models.py",
         "map_folder": "test_big_models.py",
         "delta_codec": "test_wire_bytes.py",
         "state_dir": "test_resume.py",
         "audit_log": "test_border.py",
+        "share_model": "test_operators.py",
         "durability": "test_resume.py",
         "keep_updates": "test_replay.py",
         "initial_model": "test_goal.py",
@@ -154,3 +151,17 @@ def test_nothing_is_left_out():
         "max_run_time": "test_goal.py",
     }
     assert {field.name for field in fields(ServerConfig)} == here | elsewhere.keys()
+    limits = {
+        "max_examples": "test_bad_updates.py",
+        "max_model_bytes": "test_first_model.py",
+        "max_tensors": "test_first_model.py",
+        "upload_memory": "here",
+        "resume_memory": "test_resumed_transfers.py",
+        "streams_per_client": "test_quotas.py",
+        "registrations_per_minute": "test_flapping.py",
+        "beats_per_second": "test_quotas.py",
+        "refusals_per_minute": "test_quotas.py",
+        "stall_timeout": "test_resumed_transfers.py",
+        "least_rate": "test_quotas.py",
+    }
+    assert {field.name for field in fields(Limits)} == limits.keys()

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from fedcore import AddressError, Client, FedAvg, Grpc, Server, ServerConfig, Transport, start_client
+from fedcore import AddressError, Client, FedAvg, Grpc, Limits, Server, ServerConfig, Transport, start_client
 
 
 class Quick(Client):
@@ -22,15 +22,15 @@ class Watched(Transport):
     def __init__(self):
         self.inner, self.peers = Grpc(), {}
 
-    def listen(self, address, handler):
+    def listen(self, address, handler, limits=Limits()):
         def watch(request):
             self.peers.setdefault(type(request.message).__name__, set()).add(request.peer.address)
             return handler(request)
 
-        return self.inner.listen(address, watch)
+        return self.inner.listen(address, watch, limits)
 
-    def connect(self, address):
-        return self.inner.connect(address)
+    def connect(self, address, limits=Limits()):
+        return self.inner.connect(address, limits)
 
 
 def join(server, name):

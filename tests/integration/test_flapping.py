@@ -8,10 +8,10 @@ import grpc
 import pytest
 import torch
 
-from fedcore import Client, FedAvg, Grpc, Memory, Server, ServerConfig, digest, events, reception, start_client
+from fedcore import Client, FedAvg, Grpc, Limits, Memory, Server, ServerConfig, digest, events, reception, start_client
 from fedcore.errors import ConfigError, TooOften
 from fedcore.messages import Assigned, Beat, Pull, Register, Status, Wait
-from fedcore.reception import Pace
+from fedcore.pace import Pace
 from fedcore.testing import FakeClock
 from fedcore.transports.grpc import wire
 from fedcore.transports.grpc.client import SERVICE
@@ -75,7 +75,7 @@ def test_f21_a_client_may_register_ten_times_in_a_row_and_then_once_a_second():
 
 @pytest.mark.parametrize(("a_minute", "seconds"), [(1, 60.0), (7, 60 / 7), (600, 0.1)])
 def test_f21_the_rate_is_the_configured_one(a_minute, seconds):
-    with Site(registrations_per_minute=a_minute) as site:
+    with Site(limits=Limits(registrations_per_minute=a_minute)) as site:
         assert site.passes("a", 12) == 10
         site.clock.advance(seconds - 0.001)
         assert site.passes("a", 3) == 0
@@ -245,7 +245,7 @@ def test_f21_a_flapping_client_is_held_back_and_the_others_do_not_feel_it(tmp_pa
     assert reached == 6  # the last, which waits for the end of it: no round was held up
     assert passed + refused == 50 * seconds
     assert 10 <= passed <= 11 + took
-    assert 1 <= len(lines) <= took
+    assert 1 <= len(lines) <= took + 1
     audited = [line for line in (tmp_path / "disturbed" / "audit.jsonl").read_text().splitlines() if "ClientRegistered" in line]
     assert 1 < sum("flapper" in line for line in audited) <= took + 2
     assert all(record.levelno == logging.WARNING for record in lines)

@@ -57,6 +57,12 @@ class World:
             printed += done.stdout
         return printed
 
+    def asked(self, where, number):
+        """Run a block of one command, whatever comes of it, and return what it printed."""
+        (command,), place = self.commands(where, number, "hospital-a")
+        options = {"env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": PATIENCE, "check": False}
+        return subprocess.run(command, cwd=place, **options).stdout
+
     def start(self, where, number, hospital="hospital-a"):
         (command,), place = self.commands(where, number, hospital)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -79,7 +85,7 @@ class World:
             process.communicate()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def world(tmp_path_factory):
     made = World(tmp_path_factory.mktemp("world"))
     yield made
@@ -127,11 +133,68 @@ def test_the_page_from_its_first_line_to_its_last(world):
     assert [ended(client)[0] for client in others] == ["the run is over\n"] * 3
 
 
+@pytest.mark.timeout(600)
+def test_the_section_on_tokens(world):
+    world.run("on the laptop", 0)
+    world.run("at the coordinator", 0)
+    desk = world.folder / "coordinator"
+    assert "the issuer is in keys; its signing.key must stay there" in world.run("at the coordinator", 6)
+    for name in HOSPITALS:
+        assert f"the token of client {name} is in {name}.token" in world.run("at the coordinator", 7, name)
+        for file in (desk / f"{name}.token", desk / "authority" / "authority.pem", world.folder / "laptop" / f"{name}.npz"):
+            shutil.copy(file, world.folder / name)
+
+    server = world.start("at the coordinator", 8)
+    first, *others = [world.start("at hospital-a", 2, name) for name in HOSPITALS[:2]]
+    while "hospital-b" not in (shown := world.asked("at the coordinator", 9)):
+        assert server.poll() is None, server.communicate()
+    assert {line.split()[0] for line in shown.splitlines() if line.startswith("hospital")} <= {*HOSPITALS[:2]}
+    others += [world.start("at hospital-a", 2, name) for name in HOSPITALS[2:]]
+    ended(server)
+    for client in (first, *others):
+        ended(client)
+    said = world.run("at the coordinator", 10)
+    assert said.startswith("revoked 1 token of hospital-d: ")
+    assert re.search(r"client +hospital-d +\S+ +revoked", said)
+
+
+@pytest.mark.timeout(600)
+def test_the_section_on_stepping_in(world):
+    world.run("on the laptop", 0)
+    world.run("at the coordinator", 0)
+    for name in HOSPITALS:
+        world.run("at hospital-a", 0, name)
+        world.certified(name)
+        shutil.copy(world.folder / "laptop" / f"{name}.npz", world.folder / name)
+    assert "the kit of admin head-of-study is in authority/kits/head-of-study" in world.run("at the coordinator", 11)
+    server = world.start("at the coordinator", 2)
+    clients = [world.start("at hospital-a", 1, name) for name in ("hospital-a", "hospital-d")]
+    while "hospital-a" not in (shown := world.asked("at the coordinator", 3)) or "hospital-d" not in shown:
+        assert server.poll() is None, server.communicate()
+    paused, model, evicted, resumed = world.run("at the coordinator", 12).splitlines()
+    assert paused.startswith("the run is paused")
+    assert re.fullmatch(r"the model that the run began with, digest [0-9a-f]{16}, is in so-far\.safetensors \(.+\)", model)
+    assert evicted == "hospital-d was sent away, and may register again"
+    assert resumed == "the run goes on"
+    clients += [world.start("at hospital-a", 1, name) for name in ("hospital-b", "hospital-c")]
+    ended(server)
+    assert [ended(client)[0] for client in clients] == ["the run is over\n"] * 4
+    whole, head, *shown = world.run("at the coordinator", 13).splitlines()
+    assert re.fullmatch(r"whole: \d+ lines, from \S+ to \S+", whole)
+    assert re.fullmatch(r"head [0-9a-f]{64}", head)
+    told = "\n".join(shown)
+    assert "ClientEvicted  client_id=hospital-d  reason=its table is wrong" in told
+    assert re.search(r"Commanded  peer=head-of-study  .*act=evict  client_id=hospital-d", told)
+    assert "act=pause" not in told
+    assert (world.folder / "coordinator" / "runs" / "heart").stat().st_mode & 0o777 == 0o700
+
+
 def test_all_blocks_are_run():
     places = [where for kind, where, _ in BLOCKS if kind == "bash"]
-    assert places.count("at the coordinator") == 6
-    assert places.count("at hospital-a") == 2
+    assert places.count("at the coordinator") == 14
+    assert places.count("at hospital-a") == 3
     assert places.count("on the laptop") == 1
-    assert len(places) == 9
-    assert [name for kind, name, _ in BLOCKS if kind == "python"] == ["study.py", "laptop.py", "server.py", "client.py"]
+    assert len(places) == 18
+    programs = ["study.py", "laptop.py", "server.py", "client.py", "token_server.py", "token_client.py"]
+    assert [name for kind, name, _ in BLOCKS if kind == "python"] == programs
     assert PAGE.count("```") == 2 * len(BLOCKS)

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from fedcore import Client, FedAvg, Memory, Server, ServerConfig, UnknownName, registry, start_client
+from fedcore import Client, FedAvg, Limits, Memory, Server, ServerConfig, UnknownName, registry, start_client
 from fedcore.codec import Wrapper
 from fedcore.codecs.lz4 import Lz4
 from fedcore.codecs.msgpack import Msgpack
@@ -31,7 +31,7 @@ class Watched(Memory):
         super().__init__()
         self.down, self.up = set(), set()
 
-    def listen(self, address, handler):
+    def listen(self, address, handler, limits=Limits()):
         def watch(request):
             if isinstance(request.message, Submit):
                 self.up.add(request.message.manifest.codec)
@@ -39,7 +39,7 @@ class Watched(Memory):
             future.add_done_callback(self.note)
             return future
 
-        return super().listen(address, watch)
+        return super().listen(address, watch, limits)
 
     def note(self, future):
         if not future.cancelled() and not future.exception() and isinstance(future.result().message, Assigned):

@@ -1,17 +1,33 @@
-"""Who may ask for what, over the real wire: each role, each call, in its own name and in another's."""
+"""Who may ask for what, over the real wire: each role, each call, in its own name and in another's, known by either means."""
 
 import json
-from types import SimpleNamespace
+from dataclasses import replace
 
 import grpc
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fedcore import FedAvg, Grpc, Server, ServerConfig
+from fedcore import FedAvg, Grpc, Server, ServerConfig, Tokens
 from fedcore.cli import main
-from fedcore.errors import AccessError, FedcoreError, PermissionDenied
-from fedcore.messages import Act, Beat, Command, Fetch, Manifest, Pull, Register, Session, Status, StatusQuery, Submit
+from fedcore.errors import AccessError, FedcoreError, PermissionDenied, RunChanged
+from fedcore.keys import Issuer
+from fedcore.messages import (
+    Act,
+    Beat,
+    Command,
+    Fetch,
+    Manifest,
+    Message,
+    ModelQuery,
+    Pull,
+    Register,
+    Session,
+    Status,
+    StatusQuery,
+    Submit,
+    Unread,
+)
 from fedcore.pki import Authority
 from fedcore.security import TLS
 from fedcore.transports.grpc import TransferPolicy
@@ -19,13 +35,50 @@ from fedcore.transports.grpc import TransferPolicy
 ACCEPTS = ("safetensors",)
 
 
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory):
-    authority = Authority.init(tmp_path_factory.mktemp("pki") / "authority")
-    kits = {name: authority.issue("client", name) for name in ("a", "b", "stranger")}
-    kits |= {role: authority.issue(role, f"the-{role}") for role in ("operator", "admin")}
-    kits["server"] = authority.issue("server", "hub", hosts=["localhost"])
-    return SimpleNamespace(authority=authority, **kits)
+WHO = {"a": "client", "b": "client", "the-operator": "operator", "the-admin": "admin"}
+
+
+class Certificates:
+    """Peers that are known by certificates."""
+
+    def __init__(self, folder):
+        self.authority = Authority.init(folder / "authority")
+        self.kits = {name: self.authority.issue(role, name) for name, role in WHO.items()}
+        self.own = self.authority.issue("server", "hub", hosts=["localhost"])
+        self.server = {"tls": TLS.kit(self.own)}
+        self.trust = TLS(authority=str(self.own / "authority.pem"))
+        self.alone = TLS(certificate=str(self.own / "certificate.pem"), key=str(self.own / "key.pem"))
+
+    def of(self, name):
+        """Return the options of somebody's transport."""
+        return {"tls": TLS.kit(self.kits[name])}
+
+    def options(self, name):
+        """Return the same as options of a command."""
+        return ["--tls-kit", self.kits[name]]
+
+
+class ByTokens(Certificates):
+    """Peers that are known by tokens, at a server that asks for no certificates."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.issuer, self.folder = Issuer.init(folder / "issuer"), folder
+        for name, role in WHO.items():
+            self.issuer.issue(role, name, folder / name)
+        self.server = {"tls": self.alone, "tokens": Tokens.of(self.issuer.folder)}
+
+    def of(self, name):
+        return {"tls": self.trust, "token": str(self.folder / name)}
+
+    def options(self, name):
+        return ["--tls-authority", self.trust.authority, "--token", self.folder / name]
+
+
+@pytest.fixture(scope="module", params=[Certificates, ByTokens])
+def known(request, tmp_path_factory):
+    """How peers are known."""
+    return request.param(tmp_path_factory.mktemp("known"))
 
 
 @pytest.fixture(params=["unary", "streamed"])
@@ -34,23 +87,23 @@ def transfer(request):
 
 
 @pytest.fixture
-def server(pki):
-    yield from serve(TLS.kit(pki.server))
+def server(known):
+    yield from serve(**known.server)
 
 
-def serve(tls):
-    """Run a server that waits for a third client, with clients a and b if they can be known by certificates."""
+def serve(**options):
+    """Run a server that waits for a third client."""
     strategy = FedAvg({"w": torch.zeros(2)}, min_fit_clients=3, clients_per_round=3)
     config = ServerConfig(num_rounds=1, stop_grace=0.0, heartbeat_interval=5.0)
-    with Server("localhost:0", config=config, strategy=strategy, transport=Grpc(tls=tls)) as server:
+    with Server("localhost:0", config=config, strategy=strategy, transport=Grpc(**options)) as server:
         yield server
 
 
-def sessions(server, pki):
+def sessions(server, known):
     """Register a and b, and return the sessions they got."""
     found = {}
     for name in ("a", "b"):
-        with Grpc(tls=TLS.kit(getattr(pki, name))).connect(server.address) as connection:
+        with Grpc(**known.of(name)).connect(server.address) as connection:
             found[name] = connection.request(Register(name, accepts=ACCEPTS), timeout=20.0).message.session
     return found
 
@@ -65,7 +118,8 @@ def calls(session):
         "submit": Submit(session, "task", 1, "attempt", "", 1, manifest),
         "beat": Beat(session, Status.IDLE),
         "status": StatusQuery(),
-        "command": Command(Act.EVICT, "nobody"),
+        "model": ModelQuery(),
+        **{act.value: Command(act, "nobody") for act in Act},
     }
 
 
@@ -89,24 +143,28 @@ TABLE = {
     "submit": (NAMELESS, "", MISMATCH, DENIED, DENIED),
     "beat": (NAMELESS, "", MISMATCH, DENIED, DENIED),
     "status": (NAMELESS, "", "", "", ""),
-    "command": (NAMELESS, DENIED, DENIED, DENIED, ""),
+    "model": (NAMELESS, DENIED, DENIED, "", ""),
+    "pause": (NAMELESS, DENIED, DENIED, DENIED, ""),
+    "resume": (NAMELESS, DENIED, DENIED, DENIED, ""),
+    "evict": (NAMELESS, DENIED, DENIED, DENIED, ""),
+    "stop": (NAMELESS, DENIED, DENIED, DENIED, ""),
 }
 
 
 @pytest.mark.parametrize(("call", "wanted"), [(call, row[1]) for call, row in TABLE.items()])
-def test_a_client_for_itself(server, pki, transfer, call, wanted):
-    session = sessions(server, pki)["a"]
-    with Grpc(tls=TLS.kit(pki.a), transfer=transfer).connect(server.address) as connection:
+def test_a_client_for_itself(server, known, transfer, call, wanted):
+    session = sessions(server, known)["a"]
+    with Grpc(**known.of("a"), transfer=transfer).connect(server.address) as connection:
         assert reason(connection, calls(session)[call]) == wanted
 
 
 @pytest.mark.parametrize(("call", "wanted"), [(call, row[2]) for call, row in TABLE.items()])
-def test_a_client_with_the_session_of_another(server, pki, transfer, call, wanted):
-    session = sessions(server, pki)["b"]
-    with Grpc(tls=TLS.kit(pki.a), transfer=transfer).connect(server.address) as connection:
+def test_a_client_with_the_session_of_another(server, known, transfer, call, wanted):
+    session = sessions(server, known)["b"]
+    with Grpc(**known.of("a"), transfer=transfer).connect(server.address) as connection:
         assert reason(connection, calls(session)[call]) == wanted
         assert [each.client_id for each in server.status().clients] == ["a", "b"]
-    with Grpc(tls=TLS.kit(pki.b)).connect(server.address) as connection:
+    with Grpc(**known.of("b")).connect(server.address) as connection:
         assert connection.request(Beat(session, Status.IDLE), timeout=20.0).message.acknowledged, "b lost its session"
 
 
@@ -114,9 +172,9 @@ def test_a_client_with_the_session_of_another(server, pki, transfer, call, wante
     ("call", "role", "wanted"),
     [(c, r, w) for c, row in TABLE.items() for r, w in zip(("operator", "admin"), row[3:], strict=True)],
 )
-def test_those_who_look_on(server, pki, transfer, role, call, wanted):
-    session = sessions(server, pki)["a"]
-    with Grpc(tls=TLS.kit(getattr(pki, role)), transfer=transfer).connect(server.address) as connection:
+def test_those_who_look_on(server, known, transfer, role, call, wanted):
+    session = sessions(server, known)["a"]
+    with Grpc(**known.of(f"the-{role}"), transfer=transfer).connect(server.address) as connection:
         assert reason(connection, calls(session)[call]) == wanted
         under_its_own_name = Session(session.run_id, f"the-{role}", session.token)
         assert reason(connection, calls(under_its_own_name)[call]) == wanted
@@ -125,27 +183,43 @@ def test_those_who_look_on(server, pki, transfer, role, call, wanted):
 
 @pytest.mark.parametrize(("call", "wanted"), [(call, row[0]) for call, row in TABLE.items()])
 @pytest.mark.parametrize("comes_with", ["nothing", "a certificate nobody asks for"])
-def test_nobody(pki, transfer, call, wanted, comes_with):
-    alone = TLS(certificate=str(pki.server / "certificate.pem"), key=str(pki.server / "key.pem"))
-    tls = TLS.kit(pki.a) if comes_with != "nothing" else TLS(authority=str(pki.a / "authority.pem"))
-    for server in serve(alone):
+def test_nobody(known, transfer, call, wanted, comes_with):
+    tls = TLS.kit(known.kits["a"]) if comes_with != "nothing" else known.trust
+    for server in serve(**{**known.server, "tls": known.alone}):
         with Grpc(tls=tls, transfer=transfer).connect(server.address) as connection:
             assert reason(connection, calls(Session("run", "a", "token"))[call]) == wanted
         assert server.status().clients == ()
 
 
-def test_everybody_may_ask_whether_it_lives(server, pki):
-    for kit in (pki.a, pki.operator, pki.admin):
+@pytest.mark.parametrize("call", TABLE)
+def test_a_client_of_another_run(server, known, transfer, call):
+    session = replace(sessions(server, known)["a"], run_id="run-of-others")
+    with Grpc(**known.of("a"), transfer=transfer).connect(server.address) as connection:
+        if call in ("pull", "fetch", "submit", "beat"):
+            with pytest.raises(RunChanged):
+                connection.request(calls(session)[call], [bytes(64)] if call == "submit" else (), timeout=20.0)
+        else:  # what needs no session is the same for it as for any other client
+            assert reason(connection, calls(session)[call]) == TABLE[call][1]
+
+
+def test_the_table_is_of_all_that_can_be_asked():
+    assert TABLE.keys() == calls(Session("run", "a", "token")).keys()
+    asked = {type(message) for message in calls(Session("run", "a", "token")).values()}
+    assert asked == {*Message.__args__} - {Unread}
+
+
+def test_everybody_may_ask_whether_it_lives(server, known):
+    for kit in known.kits.values():
         files = [(kit / name).read_bytes() for name in ("authority.pem", "key.pem", "certificate.pem")]
         with grpc.secure_channel(server.address, grpc.ssl_channel_credentials(*files)) as channel:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20.0)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_an_access_error_says_who_asked_for_what_and_is_not_tried_again(server, pki):
+def test_an_access_error_says_who_asked_for_what_and_is_not_tried_again(server, known):
     says = "operator 'the-operator' may not ask for Register"
-    kit = TLS.kit(pki.operator)
-    with Grpc(tls=kit).connect(server.address) as connection, pytest.raises(PermissionDenied, match=says) as info:
+    operator = Grpc(**known.of("the-operator"))
+    with operator.connect(server.address) as connection, pytest.raises(PermissionDenied, match=says) as info:
         connection.request(Register("a"), timeout=20.0)
     assert not info.value.retryable
 
@@ -158,15 +232,15 @@ class TestStatus:
         return code, capsys.readouterr()
 
     @pytest.mark.parametrize("role", ["operator", "admin"])
-    def test_those_who_look_on_see_all(self, server, pki, capsys, role):
-        sessions(server, pki)
-        code, shown = self.asked(server, capsys, "--tls-kit", getattr(pki, role), "--json")
+    def test_those_who_look_on_see_all(self, server, known, capsys, role):
+        sessions(server, known)
+        code, shown = self.asked(server, capsys, *known.options(f"the-{role}"), "--json")
         assert code == 0
         assert [each["client_id"] for each in json.loads(shown.out)["clients"]] == ["a", "b"]
 
-    def test_a_client_sees_its_own_part(self, server, pki, capsys):
-        sessions(server, pki)
-        code, shown = self.asked(server, capsys, "--tls-kit", pki.a, "--json")
+    def test_a_client_sees_its_own_part(self, server, known, capsys):
+        sessions(server, known)
+        code, shown = self.asked(server, capsys, *known.options("a"), "--json")
         assert code == 0
         assert [each["client_id"] for each in json.loads(shown.out)["clients"]] == ["a"]
 
@@ -180,11 +254,26 @@ class TestStatus:
         assert code == 1
         assert f"fedcore: TLS.authority: '{tmp_path}/authority.pem' is no file\n" in shown.err
 
-    def test_over_a_transport_without_tls(self, server, pki, capsys):
-        code, shown = self.asked(server, capsys, "--tls-kit", pki.operator, "--transport", "memory")
+    def test_over_a_transport_without_tls(self, server, known, capsys):
+        code, shown = self.asked(server, capsys, *known.options("the-operator"), "--transport", "memory")
         assert (code, shown.err) == (1, "fedcore: transport 'memory' has no option 'tls'\n")
 
-    def test_either_a_kit_or_none(self, capsys):
+    @pytest.mark.parametrize("options", [[], ["--insecure"]])
+    def test_a_token_goes_nowhere_in_plaintext(self, capsys, options):
+        assert main(["status", "localhost:1", "--token", "x", *options]) == 1
+        assert capsys.readouterr().err.startswith("fedcore: --token needs --tls-authority (or --tls-kit)")
+
+    def test_with_a_token_that_is_not_good(self, server, known, tmp_path, capsys):
+        path = tmp_path / "token"
+        path.touch(0o600)
+        path.write_text("a.b.c")
+        code, shown = self.asked(server, capsys, "--tls-authority", known.trust.authority, "--token", path)
+        assert (code, shown.out) == (1, "")
+        assert shown.err.count("\n") == 1
+        assert "a.b.c" not in shown.err
+
+    @pytest.mark.parametrize("other", ["--insecure", "--tls-authority=z"])
+    def test_either_a_kit_or_none(self, capsys, other):
         with pytest.raises(SystemExit):
-            main(["status", "x:1", "--tls-kit", "y", "--insecure"])
+            main(["status", "x:1", "--tls-kit", "y", other])
         assert "not allowed with argument" in capsys.readouterr().err

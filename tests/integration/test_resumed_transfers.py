@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from fedcore import Client, FedAvg, Grpc, Server, ServerConfig, digest, start_client
+from fedcore import Client, FedAvg, Grpc, Limits, Server, ServerConfig, digest, start_client
 from fedcore.errors import ProtocolError
 from fedcore.messages import Fetch, Pull, Register
 from fedcore.testing import Proxy, run_federation
@@ -51,11 +51,11 @@ def undisturbed():
 class Federation:
     """A server and one client, with a proxy between them."""
 
-    def __init__(self, mib, wire, **config):
-        self.wire, self.failures = wire, []
+    def __init__(self, mib, wire, limits=Limits()):
+        self.wire, self.limits, self.failures = wire, limits, []
         self.server = Server(
-            wire.anywhere, strategy=strategy(mib), config=ServerConfig(num_rounds=2, heartbeat_interval=0.2, **config),
-            transport=wire,
+            wire.anywhere, strategy=strategy(mib), transport=wire,
+            config=ServerConfig(num_rounds=2, heartbeat_interval=0.2, limits=limits),
         )  # fmt: skip
         self.server.start()
         self.proxy = Proxy(self.server.address)
@@ -63,7 +63,9 @@ class Federation:
 
     def work(self):
         try:
-            start_client(self.proxy.address, Moves(), "client-0", transport=self.wire, patience=PATIENCE)
+            start_client(
+                self.proxy.address, Moves(), "client-0", transport=self.wire, patience=PATIENCE, limits=self.limits
+            )
         except Exception as error:
             self.failures.append(error)
 
@@ -101,8 +103,8 @@ def test_over_a_link_that_never_lasts_for_a_whole_body(mode, mib, direction, how
 
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_a_transfer_that_stands_still_goes_on_over_another_connection(direction, undisturbed):
-    wire = Grpc(transfer=TransferPolicy(mode="stream"), chunk_bytes=MIB // 4, stall_timeout=0.3)
-    with Federation(8, wire) as federation:
+    wire = Grpc(transfer=TransferPolicy(mode="stream"), chunk_bytes=MIB // 4)
+    with Federation(8, wire, Limits(stall_timeout=0.3)) as federation:
         federation.proxy.cut(5 * MIB, "hang", times=1, direction=direction)
         assert federation.run() == undisturbed(8)
         assert [each.what for each in federation.proxy.log if each.what != "ended"] == ["hung"]
@@ -111,7 +113,7 @@ def test_a_transfer_that_stands_still_goes_on_over_another_connection(direction,
 def test_where_nothing_is_kept_an_update_is_sent_again_as_a_whole(undisturbed):
     wire = Grpc(transfer=TransferPolicy(mode="stream"), chunk_bytes=MIB // 4)
     for kept, least, most in ((0, 21, 25), (None, 16, 20)):
-        with Federation(8, wire, resume_memory=kept) as federation:
+        with Federation(8, wire, Limits(resume_memory=kept)) as federation:
             federation.proxy.cut(5 * MIB, "reset", times=1, direction="up")
             assert federation.run() == undisturbed(8)
             assert least * MIB <= federation.proxy.passed["up"] <= most * MIB

@@ -133,3 +133,11 @@ def test_a_short_change_is_not():
 def test_rules_that_make_no_sense(name, value):
     with pytest.raises(ConfigError, match=f"SitePolicy.{name}"):
         SitePolicy(**{name: value})
+
+
+def test_c2_a_refusal_is_no_longer_than_a_line_whatever_was_asked():
+    policy = SitePolicy(config={"lr": (0.0, 1.0)})
+    for config in ({"lr": "x" * 5000}, {"x" * 5000: 1}, {"lr": ["y"] * 5000}):
+        with pytest.raises(SiteRefused) as caught:
+            policy.check_config(config)
+        assert len(str(caught.value)) < 300

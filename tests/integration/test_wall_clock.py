@@ -294,8 +294,8 @@ FOR_PEOPLE = {
     ("fedcore/audit.py", "datetime.datetime"): "when something happened",
     ("fedcore/audit.py", "datetime.UTC"): "the same",
 }
-CERTIFICATES = {  # they are valid from one date to another, and their files are read again when they have changed
-    "fedcore/pki.py", "fedcore/pki_commands.py", "transports/grpc/credentials.py",
+CERTIFICATES = {  # they, and tokens, are valid from one date to another; files are read again when they have changed
+    "fedcore/pki.py", "fedcore/pki_commands.py", "fedcore/keys.py", "fedcore/watched.py",
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from time import monotonic
 import pytest
 import torch
 
-from fedcore import Client, FedAvg, Grpc, Server, ServerConfig, Transport, digest, start_client
+from fedcore import Client, FedAvg, Grpc, Limits, Server, ServerConfig, Transport, digest, start_client
 from fedcore.events import ClientLost, UpdateAccepted, UpdateRefused
 from fedcore.messages import Assigned, Rest, Submit
 from fedcore.testing import Doubling, Proxy, run_federation
@@ -45,16 +45,16 @@ class Watched(Transport):
     def __init__(self, inner, answered):
         self.inner, self.answered, self.anywhere = inner, answered, inner.anywhere
 
-    def listen(self, address, handler):
+    def listen(self, address, handler, limits=Limits()):
         def watch(request):
             future = handler(request)
             future.add_done_callback(lambda done: self._tell(request.message, done))
             return future
 
-        return self.inner.listen(address, watch)
+        return self.inner.listen(address, watch, limits)
 
-    def connect(self, address):
-        return self.inner.connect(address)
+    def connect(self, address, limits=Limits()):
+        return self.inner.connect(address, limits)
 
     def _tell(self, message, done):
         if not done.cancelled() and not done.exception():

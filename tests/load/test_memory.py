@@ -11,11 +11,11 @@ from fedcore.messages import StatusQuery
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
-def exchange(count, nbytes, *, mode="adaptive", fetch=False, timeout=600.0, **config):
+def exchange(count, nbytes, *, mode="adaptive", fetch=False, timeout=600.0, **limits):
     """Let clients send their updates, or fetch the model, all at once; return what that was like for the server."""
     wanted = {"min_fit_clients": count, "clients_per_round": count}
-    floats, config = nbytes // 4, {"num_rounds": 2, **config}
-    with Served(floats=floats, strategy=wanted, config=config, mode=mode) as server:
+    floats, config = nbytes // 4, {"num_rounds": 2}
+    with Served(floats=floats, strategy=wanted, config=config, limits=limits, mode=mode) as server:
         idle = server.rss
         with Process("hands.py", address=server.address, count=count, floats=floats, mode=mode, fetch=fetch) as hands:
             hands.until("ready", timeout)

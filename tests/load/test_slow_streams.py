@@ -35,7 +35,7 @@ def train(disturb=None, **config):
     """Run a federation, with a process beside it if that is wanted; return what became of it, and of them."""
     wanted = {"min_fit_clients": CLIENTS, "clients_per_round": CLIENTS}
     config |= {"num_rounds": ROUNDS, "extra_clients": MEMBERS, "start_wait": 0.0, "round_timeout": 60.0, "stop_grace": 20.0}
-    with Served(floats=FLOATS, strategy=wanted, config=config, grpc={"stall_timeout": STALL}) as server:
+    with Served(floats=FLOATS, strategy=wanted, config=config, limits={"stall_timeout": STALL}) as server:
         threads = [
             threading.Thread(target=start_client, args=(server.address, Trains(number), f"client-{number}"), daemon=True)
             for number in range(CLIENTS)

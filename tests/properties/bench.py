@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from fedcore import FedAvg, RoundPolicy, ServerConfig
+from fedcore import FedAvg, Limits, RoundPolicy, ServerConfig
 from fedcore.broadcast import encode
 from fedcore.errors import OutOfStorage
 from fedcore.messages import Assigned, Beat, Pull, Register, Registered, Session, Status, Submit, Task
@@ -28,9 +28,9 @@ class Door(Network):
 
     handler = None
 
-    def listen(self, address, handler):
+    def listen(self, address, handler, limits=Limits()):
         self.handler = handler
-        return super().listen(address, handler)
+        return super().listen(address, handler, limits)
 
 
 @dataclass

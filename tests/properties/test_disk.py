@@ -239,7 +239,7 @@ def test_the_machine_finds_what_is_not_synchronised(monkeypatch, forgotten):
 
 
 def test_the_machine_finds_a_file_that_is_written_in_its_place(monkeypatch):
-    def place(target, part, content, passed=str):
+    def place(target, part, content, passed=str, *, private=False):
         with target.open("xb") as file:
             for buffer in content:
                 file.write(buffer)

@@ -15,7 +15,9 @@ MESSAGES = {
     "Submit": ms.Submit(SESSION, "task", 1, "attempt", "", 1, ms.Manifest("raw", 4096, (8,))),
     "Beat": ms.Beat(SESSION, ms.Status.IDLE),
     "StatusQuery": ms.StatusQuery(),
+    "ModelQuery": ms.ModelQuery("d" * 64, 10),
     "Command": ms.Command(ms.Act.EVICT, "b"),
+    "Unread": ms.Unread(),
 }
 ALLOWED, NAMELESS, DENIED = None, Unauthenticated, PermissionDenied
 TABLE = {
@@ -26,16 +28,18 @@ TABLE = {
     "Submit": (NAMELESS, ALLOWED, DENIED, DENIED, DENIED),
     "Beat": (NAMELESS, ALLOWED, DENIED, DENIED, DENIED),
     "StatusQuery": (NAMELESS, ALLOWED, ALLOWED, ALLOWED, DENIED),
+    "ModelQuery": (NAMELESS, DENIED, ALLOWED, ALLOWED, DENIED),
     "Command": (NAMELESS, DENIED, DENIED, ALLOWED, DENIED),
+    "Unread": (NAMELESS, DENIED, DENIED, DENIED, DENIED),
 }
 CELLS = [(message, role, *row) for message, wanted in TABLE.items() for role, *row in zip(Role, wanted, strict=True)]
 CLAIMING = ["Register", "Pull", "Fetch", "Submit", "Beat"]
 
 
-def answer(peer, message):
+def answer(peer, message, **policy):
     """Return the kind of error that a peer gets, or None."""
     try:
-        check_access(peer, message)
+        check_access(peer, message, **policy)
     except FedcoreError as error:
         return type(error)
     return None
@@ -51,6 +55,20 @@ def test_the_table_is_of_all_that_can_be_asked():
 @pytest.mark.parametrize(("message", "role", "wanted"), CELLS)
 def test_a_role_and_a_message(message, role, wanted):
     assert answer(Identity("here", "a", role), MESSAGES[message]) is wanted
+
+
+@pytest.mark.parametrize(("role", "wanted"), list(zip(Role, [NAMELESS, ALLOWED, ALLOWED, ALLOWED, DENIED], strict=True)))
+def test_where_the_model_is_shared_clients_may_have_it_too(role, wanted):
+    assert answer(Identity("here", "a", role), ms.ModelQuery(), share_model=True) is wanted
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+@pytest.mark.parametrize("role", [None, *Role])
+def test_who_was_revoked_may_do_nothing(role, message):
+    for here in ("here", "unix:"):
+        with pytest.raises(PermissionDenied, match="this token was revoked") as info:
+            check_access(Identity(here, "a", role, revoked="token"), MESSAGES[message], share_model=True)
+        assert info.value.reason == "REVOKED"
 
 
 @pytest.mark.parametrize("message", CLAIMING)
@@ -88,6 +106,12 @@ def test_a_refusal_is_short_and_does_not_repeat_what_was_sent():
             check_access(Identity("here", "a", Role.CLIENT), ms.Register(text))
         assert len(str(info.value)) < 600
         assert "\x1b" not in str(info.value)
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_whoever_is_nobody_hears_why(message):
+    with pytest.raises(Unauthenticated, match="it has expired"):
+        check_access(Identity("here", role=Role.ANONYMOUS, problem="it has expired"), MESSAGES[message])
 
 
 def test_refusals_are_not_tried_again():

@@ -38,7 +38,7 @@ def ends_with(code, *arguments):
     assert info.value.code == code
 
 
-COMMANDS = ("demo", "status", "runs", "replay", "list")
+COMMANDS = ("demo", "status", "stop", "evict", "model", "audit", "runs", "replay", "list")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)])

@@ -8,15 +8,13 @@ import pytest
 from fedcore import FedAvg, RoundPolicy, ServerConfig
 from fedcore.errors import ConfigError
 
-COUNTS = [
-    "num_rounds", "registrations_per_minute", "max_failures", "max_examples", "max_model_bytes", "shard_bytes", "map_above",
-]  # fmt: skip
+COUNTS = ["num_rounds", "max_failures", "shard_bytes", "map_above"]
 COUNTS_FROM_ZERO = ["extra_clients", "seed", "keep_updates"]
 TIMES = ["round_timeout", "heartbeat_interval", "heartbeat_timeout"]
 TIMES_FROM_ZERO = ["start_wait", "evaluate_timeout", "stop_grace"]
 OTHERS = [  # None, or checked where they are used
-    "accept_codecs", "policy", "upload_memory", "resume_memory", "delta_codec", "map_folder", "state_dir", "audit_log",
-    "durability", "initial_model", "goal", "max_run_time",
+    "accept_codecs", "policy", "limits", "delta_codec", "map_folder", "state_dir", "audit_log",
+    "durability", "initial_model", "share_model", "goal", "max_run_time",
 ]  # fmt: skip
 
 
@@ -56,12 +54,6 @@ def test_some_times_are_above_zero(name):
 @pytest.mark.parametrize("name", COUNTS_FROM_ZERO + TIMES_FROM_ZERO)
 def test_others_may_be_zero(name):
     assert getattr(ServerConfig(**{name: 0}), name) == 0
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
-def test_upload_memory_is_a_count_or_left_to_the_server(value):
-    refused("upload_memory", value)
-    assert ServerConfig(upload_memory=None).upload_memory is None
 
 
 def test_what_is_kept_needs_a_place():
@@ -123,7 +115,11 @@ def test_numbers_that_contradict_one_another_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("policy", "fast"), ("policy", {"target": 2}), ("accept_codecs", "lz4"), ("accept_codecs", 5)]
-)
+    ("name", "value"),
+    [
+        ("policy", "fast"), ("policy", {"target": 2}), ("limits", None), ("limits", {"max_examples": 2}),
+        ("accept_codecs", "lz4"), ("accept_codecs", 5),
+    ],
+)  # fmt: skip
 def test_objects_of_the_wrong_kind_are_refused_at_once(name, value):
     refused(name, value)

@@ -56,6 +56,14 @@ def test_every_class_is_rebuilt_from_its_reason(kind):
     assert (again.reason, str(again), again.retryable) == (kind.reason, "what happened", kind.retryable)
 
 
+def test_when_there_is_sense_in_trying_again_survives_a_wire():
+    assert from_reason("RATE", "later", 2.5).retry_after == 2.5
+    assert from_reason("RATE", "later").retry_after is None
+    assert from_reason("BAD_DTYPE", "w").retry_after is None
+    assert from_reason("STALLED_STREAM", "slow", 0.0).retry_after == 0.0
+    assert from_reason("FROM_THE_FUTURE", "text", 3.0).retry_after == 3.0
+
+
 def test_an_unknown_reason_becomes_a_remote_error_that_keeps_it():
     again = from_reason("FROM_THE_FUTURE", "text")
     assert type(again) is RemoteError
@@ -92,5 +100,5 @@ def test_an_instance_may_carry_a_finer_reason_than_its_class():
 
 def test_only_what_may_work_again_is_retryable():
     assert {kind.__name__ for kind in CLASSES if kind.retryable} == {
-        "ChecksumError", "ConnectionLost", "DeadlineExceeded", "Incomplete", "OutOfStorage", "TooOften",
+        "ChecksumError", "ConnectionLost", "DeadlineExceeded", "Incomplete", "OutOfStorage", "TooMany", "TooOften",
     }  # fmt: skip

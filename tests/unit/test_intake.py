@@ -12,10 +12,12 @@ from fedcore.broadcast import encode
 from fedcore.codec import REFERENCE, Held
 from fedcore.codecs.msgpack import Msgpack
 from fedcore.codecs.safetensors import Safetensors
-from fedcore.errors import ChecksumError, ConnectionLost, DecodeError, Incomplete, SchemaMismatch
+from fedcore.errors import ChecksumError, ConfigError, ConnectionLost, DecodeError, Incomplete, OutOfStorage, SchemaMismatch
 from fedcore.intake import Intake, plan, receive
-from fedcore.messages import Manifest
+from fedcore.messages import Manifest, TensorInfo
 from fedcore.parameters import Spec, digest
+from fedcore.pool import fresh
+from fedcore.shards import MOST_SLICES, shards
 from fedcore.transport import behind
 
 FAST = settings(max_examples=60, deadline=None, database=None)
@@ -68,7 +70,8 @@ def test_any_chunking_gives_the_same_payload(sizes, codec):
 
 @FAST
 @given(
-    st.lists(st.integers(0, 9000), min_size=1, max_size=6).filter(any), st.sampled_from([Safetensors(), Msgpack()]),
+    st.lists(st.integers(0, 9000), min_size=1, max_size=6).filter(any),
+    st.sampled_from([Safetensors(), Msgpack()]),
     st.lists(st.integers(0, 20_000), max_size=5),
 )
 def test_a_body_that_breaks_off_goes_on_where_it_was(sizes, codec, breaks):
@@ -164,6 +167,26 @@ def test_k8_more_or_fewer_frames_than_the_payload_has(change):
 def test_k8_shards_of_impossible_size(size):
     manifest, _, spec = encoded()
     refused(replace(manifest, shard_bytes=size), Untouchable(), spec, "LENGTH_MISMATCH")
+
+
+@pytest.mark.parametrize("size", [4096, 4097, 65536])
+def test_k8_a_cut_into_millions_of_slices_is_refused_before_it_is_made(size):
+    spec = Spec.checked((TensorInfo("w", "float32", (1 << 40,)),))
+    manifest = Manifest("safetensors", size, (100,) * 50, "d" * 64, spec.infos)
+    refused(manifest, Untouchable(), spec, "LENGTH_MISMATCH")  # else this takes minutes, and gigabytes
+
+
+def test_a_payload_of_128_gib_can_be_cut_and_no_larger_one():
+    fits = Spec.checked((TensorInfo("w", "float32", (32 << 30,)),))
+    assert len(shards(fits)) == MOST_SLICES
+    with pytest.raises(ConfigError, match="8193 slices"):
+        shards(Spec.checked((TensorInfo("w", "float32", ((32 << 30) + 1,)),)))
+
+
+def test_a_model_for_which_there_is_no_memory_is_a_lack_of_room():
+    for nbytes in (1 << 62, 1 << 70):
+        with pytest.raises(OutOfStorage, match="no memory for"):
+            fresh(nbytes)
 
 
 def test_another_cut_than_the_manifests_is_noticed():

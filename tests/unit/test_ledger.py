@@ -1,7 +1,10 @@
 """The ledger: what was noted is there again, what is damaged, foreign or in use is refused, and nothing is noted twice."""
 
+import os
+import re
 import shutil
 import sqlite3
+import stat
 
 import pytest
 import torch
@@ -240,3 +243,70 @@ def test_a_copy_is_as_good(folder, tmp_path):
 def test_what_is_not_known(ledger):
     with pytest.raises(StateError, match="nothing is known"):
         ledger.manifest("0" * 64)
+
+
+class TestG9Others:
+    """What is in a state directory is for its owner alone."""
+
+    def test_nothing_is_theirs_to_read_whatever_the_umask(self, folder):
+        before = os.umask(0)
+        try:
+            ledger = filled(folder)
+            with ledger._db.writing():
+                ledger._db.write("UPDATE run SET begun = 0")
+                paths = [folder, *folder.rglob("*")]  # the journal of a transaction, too
+                modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in paths}
+        finally:
+            os.umask(before)
+        folders = {path.name for path in paths if path.is_dir()}
+        assert folders == {"state", "models", "updates", "spool"}
+        assert {"lock", "ledger.db", "ledger.db-journal"} < modes.keys()
+        assert len(modes) > 10, "a model or an update is missing"
+        assert {name: oct(mode) for name, mode in modes.items() if mode != (0o700 if name in folders else 0o600)} == {}
+        ledger.close()
+
+    @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777])
+    @pytest.mark.parametrize("which", [".", "models", "updates", "lock"])
+    def test_nor_may_they_write_there(self, folder, which, mode):
+        filled(folder).close()
+        (folder / which).chmod(mode)
+        with pytest.raises(StateError, match=rf"can be written to by .*chmod go-w {re.escape(str(folder / which))}`") as caught:
+            Ledger(folder, Safetensors())
+        assert caught.value.reason == "STATE_UNSAFE"
+
+    def test_they_may_look_where_it_was_allowed(self, folder):
+        filled(folder).close()
+        folder.chmod(0o755)
+        Ledger(folder, Safetensors()).close()
+
+    @pytest.mark.parametrize("which", ["state", "lock"])
+    def test_it_is_not_theirs(self, folder, which, monkeypatch):
+        filled(folder).close()
+        if which == "lock":  # the folder still is
+            monkeypatch.setattr("fedcore.ledger.claim_folder", lambda folder: None)
+        me = os.geteuid()
+        monkeypatch.setattr("fedcore.private.os.geteuid", lambda: me + 1)
+        with pytest.raises(StateError, match=rf"{which} belongs to user {me}, and this is user {me + 1}") as caught:
+            Ledger(folder, Safetensors())
+        assert caught.value.reason == "STATE_UNSAFE"
+
+    def test_who_only_looks_may_be_somebody_else_and_makes_nothing(self, folder, monkeypatch):
+        filled(folder).close()
+        me = os.geteuid()
+        monkeypatch.setattr("fedcore.private.os.geteuid", lambda: me + 1)
+        (folder / "models" / "spool").rmdir()
+        ledger = Ledger(folder, Safetensors(), looking=True)
+        assert ledger.models.get(ledger.manifest(ledger.pages()[1].model))
+        assert not (folder / "models" / "spool").exists()
+        ledger.close()
+
+    @pytest.mark.parametrize("which", ["models", "updates", "lock", "ledger.db", "audit.jsonl"])
+    @pytest.mark.parametrize("looking", [False, True])
+    def test_no_link_is_followed_inside_either(self, folder, tmp_path, which, looking):
+        filled(folder).close()
+        (folder / "audit.jsonl").touch(0o600)
+        (folder / which).rename(tmp_path / "elsewhere")
+        (folder / which).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(StateError, match=f"{which} is a link") as caught:
+            Ledger(folder, Safetensors(), looking=looking)
+        assert caught.value.reason == "STATE_UNSAFE"

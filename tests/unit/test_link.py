@@ -3,6 +3,7 @@
 import logging
 import threading
 from concurrent.futures import Future
+from itertools import pairwise
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from fedcore.errors import (
     ProtocolError,
     RunChanged,
     SchemaMismatch,
+    TooOften,
     UnknownName,
 )
 from fedcore.intake import receive
@@ -104,11 +106,11 @@ def link_to():
     """Return a function that links to a desk, registered."""
     opened = []
 
-    def link_to(desk, *, register=True, clock=None, **options):
+    def link_to(desk, *, register=True, clock=None, client_id="client-1", **options):
         listener = Memory().listen("", desk)
         connection = Memory().connect(listener.address)
         opened.extend((connection, listener))
-        link = Link(connection, "client-1", clock=clock or Hurried(), **options)
+        link = Link(connection, client_id, clock=clock or Hurried(), **options)
         if register:
             link.register()
         return link
@@ -208,6 +210,49 @@ class TestPatience:
         assert first == pauses("a") != pauses("b")
         assert max(first[:4]) <= 0.4
         assert 2.5 < max(first) <= 5.0
+
+    @pytest.mark.parametrize("told", [0.5, 7.0, 40.0])
+    def test_l21_never_before_the_time_that_the_server_told(self, link_to, told):
+        def times(client_id):
+            clock, came = Hurried(1000.0), []
+
+            def refuse(request):
+                came.append(clock.now())
+                return TooOften("later", retry_after=told)
+
+            desk = Desk(Pull=[refuse, refuse, refuse, Finished("done")])
+            assert link_to(desk, patience=300.0, clock=clock, client_id=client_id).next_task() == Finished("done")
+            return [*came, clock.now()]
+
+        waits = [later - earlier for earlier, later in pairwise(times("a"))]
+        assert len(waits) == 3
+        assert all(told <= wait <= told + 5.0 for wait in waits)
+        assert times("a") == times("a") != times("b")  # many that were refused do not come back together
+
+    def test_l21_not_at_all_if_that_is_beyond_its_patience(self, link_to):
+        clock, desk = Hurried(1000.0), Desk(Pull=[TooOften("next year", retry_after=1e9)])
+        with pytest.raises(TooOften, match="next year"):
+            link_to(desk, patience=300.0, clock=clock).next_task()
+        assert clock.now() == 1000.0
+
+    def test_l21_whatever_others_are_answered_meanwhile(self, link_to):
+        """A heartbeat that is answered wakes up whoever waits for a server that was lost, but nobody who was told to wait."""
+
+        class Interrupted(Hurried):
+            def wait(self, condition, timeout):
+                self.advance(min(timeout, 1.0))
+                if link is not None:
+                    link.send_heartbeat()
+
+        clock, link, waits = Interrupted(1000.0), None, []
+        for error in (ConnectionLost("gone"), TooOften("later", retry_after=10.0)):
+            link = None
+            link = link_to(Desk(Pull=[error, error, error, error, Finished("done")]), clock=clock)
+            before = clock.now()
+            assert link.next_task() == Finished("done")
+            waits.append(clock.now() - before)
+        assert waits[0] <= 4.0
+        assert waits[1] >= 40.0
 
     def test_a_success_starts_the_patience_anew(self, link_to):
         clock = Hurried()

@@ -377,7 +377,7 @@ class TestRevoking:
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("fedcore.pki._write", full)
+        monkeypatch.setattr("fedcore.pki.write", full)
         with pytest.raises(OSError, match="No space"):
             authority.issue("client", "a")
         assert [each.name for each in authority.issued()] == ["a"]

@@ -14,17 +14,21 @@ ROWS = [
     {"errors", "parameters", "messages", "values", "shards", "pool", "views", "extents"},
     {
         "codec", "transport", "client", "aggregator", "fixedpoint", "strategy", "policy", "registry", "security", "site",
-        "access", "config", "events", "history", "compression", "tensorwise", "blockwise", "durable", "goal",
+        "access", "config", "events", "history", "compression", "tensorwise", "blockwise", "durable", "goal", "limits",
+        "pace", "private", "tokens", "watched",
     },
     {"coordinator", "round", "rounds", "roster", "phase", "progress"},
     {
         "audit", "border", "hub", "parking", "reception", "director", "course", "ambition", "tasks", "uploads", "intake",
         "unfinished", "broadcast", "evaluation", "server", "link", "contact", "inbox", "outbox", "download", "retry",
-        "worker", "lane", "clock", "testing", "cores", "mapped", "budget", "turns", "journal", "packing", "ledger",
-        "database", "replay", "blobs", "failpoints",
+        "worker", "lane", "clock", "testing", "cores", "mapped", "budget", "turns", "journal", "packing", "ledger", "rows",
+        "database", "replay", "blobs", "failpoints", "last_model", "refusals", "streams",
     },
     set(SHELVES),
-    {"cli", "demo", "demo_roles", "children", "state_commands", "pki", "pki_commands", "__main__"},
+    {
+        "cli", "demo", "demo_roles", "children", "state_commands", "pki", "pki_commands", "__main__", "connecting",
+        "keys", "keys_commands", "admin_commands", "audit_commands",
+    },
 ]  # fmt: skip
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 

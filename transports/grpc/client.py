@@ -10,12 +10,28 @@ from typing import Any
 import grpc
 
 from fedcore.errors import ConnectionLost, DeadlineExceeded, FedcoreError, ProtocolError, Unauthenticated
-from fedcore.messages import Assigned, Beat, Command, Done, Fetch, Message, Pull, Register, Rest, StatusQuery, Submit, Submitted
+from fedcore.limits import Limits
+from fedcore.messages import (
+    Assigned,
+    Beat,
+    Command,
+    Done,
+    Fetch,
+    Message,
+    ModelQuery,
+    Pull,
+    Register,
+    Rest,
+    StatusQuery,
+    Submit,
+    Submitted,
+)
 from fedcore.protos import fedcore_pb2 as pb
 from fedcore.security import TLS
+from fedcore.tokens import own_token
 from fedcore.transport import Body, Connection, Reply, behind
 from fedcore.transports.grpc import status, wire
-from fedcore.transports.grpc.credentials import Files, channel_credentials, is_unwelcome
+from fedcore.transports.grpc.credentials import AUTHORIZATION, Files, channel_credentials, is_unwelcome
 from fedcore.transports.grpc.framing import (
     LARGEST_CHUNK,
     OFFSET,
@@ -40,10 +56,18 @@ class GrpcConnection(Connection):
     """Speaks to one server. Nothing is sent before the first request."""
 
     def __init__(
-        self, target: str, *, transfer: TransferPolicy, chunk_bytes: int, stall_timeout: float, tls: TLS | None = None
+        self,
+        target: str,
+        *,
+        transfer: TransferPolicy,
+        chunk_bytes: int,
+        limits: Limits,
+        tls: TLS | None = None,
+        token: str | None = None,
     ):
-        self._target, self._transfer, self._chunk_bytes, self._stall = target, transfer, chunk_bytes, stall_timeout
+        self._target, self._transfer, self._chunk_bytes, self._stall = target, transfer, chunk_bytes, limits.stall_timeout
         self._tls, self._files = tls, None if tls is None else Files(tls)
+        self._token = None if token is None else own_token(token)
         self._models, self._hearts = self._channel(transfer.message_limit), self._channel(_HEART_LIMIT)
         self._closed, self._broke, self._lock = False, False, threading.Lock()
 
@@ -102,7 +126,10 @@ class GrpcConnection(Connection):
     def _dispatch(self, message: Message, body: Body, timeout: float | None) -> Reply:
         if isinstance(message, Pull):
             return self._pull(message, timeout)
-        if isinstance(message, Fetch):
+        if isinstance(message, ModelQuery) and not message.digest:
+            data = self._unary(self._models, "GetGlobalModel", wire.pack_fetch(message).SerializeToString(), timeout)
+            return Reply(wire.unpack_pulled(parse(pb.GetGlobalModelResponse, data)))
+        if isinstance(message, Fetch | ModelQuery):
             body = self._download(message)
             return Reply(Rest(message.total_bytes), _begun(next(body), body))  # what is wrong with the request shows now
         if isinstance(message, Submit):
@@ -116,8 +143,7 @@ class GrpcConnection(Connection):
             )
             return Reply(wire.unpack_registered(parse(pb.RegisterClientResponse, data)))
         if isinstance(message, StatusQuery):
-            query = pb.GetServerStatusRequest().SerializeToString()
-            data = self._unary(self._models, "GetServerStatus", query, timeout)
+            data = self._unary(self._models, "GetServerStatus", pb.GetServerStatusRequest().SerializeToString(), timeout)
             return Reply(wire.unpack_status(parse(pb.GetServerStatusResponse, data)))
         if isinstance(message, Command):
             data = self._unary(self._models, "Control", wire.pack_command(message).SerializeToString(), timeout)
@@ -125,9 +151,7 @@ class GrpcConnection(Connection):
         raise ProtocolError(f"no such request: {type(message).__name__}")
 
     def _pull(self, pull: Pull, timeout: float | None) -> Reply:
-        request = pb.GetGlobalModelRequest(
-            session=wire.pack_session(pull.session), wait_seconds=pull.wait, holds=pull.holds, stream=self._broke
-        )
+        request = wire.pack_pull(pull, stream=self._broke)
         patience = pull.wait + _PULL_MARGIN if timeout is None else timeout
         data = self._unary(self._models, "GetGlobalModel", request.SerializeToString(), patience)
         response, body = without_body(pb.GetGlobalModelResponse, data)
@@ -138,12 +162,12 @@ class GrpcConnection(Connection):
             return Reply(answer, [body])
         return Reply(answer, self._download(Fetch(pull.session, answer.task.id, answer.manifest.total_bytes)))
 
-    def _download(self, fetch: Fetch) -> Iterator[memoryview]:
+    def _download(self, fetch: Fetch | ModelQuery) -> Iterator[memoryview]:
         assembly = Assembly(pb.ModelChunk, fetch.total_bytes - fetch.offset, LARGEST_CHUNK, SMALLEST_CHUNK)
         channel = self._models
         start: Any = channel.unary_stream(_path("GetGlobalModelStream"))
         try:
-            call = start(wire.pack_fetch(fetch).SerializeToString())
+            call = start(wire.pack_fetch(fetch).SerializeToString(), metadata=self._shown())
         except ValueError as error:
             raise _gone(error) from None
         try:
@@ -168,7 +192,7 @@ class GrpcConnection(Connection):
                 whole = with_body(pb.SubmitModelUpdateRequest(header=header), body, total)
                 channel = self._models  # another thread may renew it meanwhile
                 start: Any = channel.unary_unary(_path("SubmitModelUpdate"))
-                data = self._outcome(channel, start.future(whole, timeout=timeout))
+                data = self._outcome(channel, start.future(whole, timeout=timeout, metadata=self._shown()))
         except grpc.RpcError as error:
             refused = status.outcome_of(error)
             if refused is None:
@@ -179,7 +203,7 @@ class GrpcConnection(Connection):
     def _upload(self, upload: _Upload, timeout: float | None) -> bytes:
         channel = self._models
         start: Any = channel.stream_unary(_path("SubmitModelUpdateStream"))
-        call = start.future(iter(upload), timeout=timeout)
+        call = start.future(iter(upload), timeout=timeout, metadata=self._shown())
         upload.call.set_result(call)
         try:
             return self._outcome(channel, call, lambda: upload.chunks)
@@ -218,7 +242,14 @@ class GrpcConnection(Connection):
 
     def _unary(self, channel: grpc.Channel, name: str, data: bytes, timeout: float | None) -> bytes:
         call: Any = channel.unary_unary(_path(name))
-        return _whole(call(data, timeout=timeout))
+        return _whole(call(data, timeout=timeout, metadata=self._shown()))
+
+    def _shown(self) -> tuple[tuple[str, str], ...]:
+        """Return what a call shows beside the certificate."""
+        if self._token is None:
+            return ()
+        self._token.refresh()
+        return ((AUTHORIZATION, f"Bearer {self._token.value}"),)
 
 
 class _Upload:

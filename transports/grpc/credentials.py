@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
 import socket
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from fedcore.errors import ConfigError
+from fedcore.errors import ConfigError, Unauthenticated
 from fedcore.security import TLS, Identity, Role, named
-
-log = logging.getLogger(__name__)
+from fedcore.watched import Watched, stamp
 
 _ALTERNATIVES, _CERTIFICATE = "x509_subject_alternative_name", "x509_pem_cert"
 _PROBE_TIMEOUT = 5.0  # seconds
+AUTHORIZATION = "authorization"
+"""The metadata that a token travels in."""
 
 
 class Files:
@@ -56,7 +55,7 @@ class Files:
             return False
 
     def _look(self) -> list[tuple[int, int, int]]:
-        return [_stamp(path) for path in self._paths]
+        return [stamp(path) for path in self._paths]
 
 
 class Revoked:
@@ -64,30 +63,24 @@ class Revoked:
 
     Args:
         path: the file; None: all are good.
+
+    Raises:
+        ConfigError: it cannot be read.
     """
 
     def __init__(self, path: str | None):
-        self._path, self._state = path, (0, 0, 0)
-        self._known: frozenset[str] = frozenset()
-        self.refresh()
+        self._file = None if path is None else Watched(path, _fingerprints)
 
     def __contains__(self, fingerprint: str) -> bool:
-        return fingerprint in self._known
+        return self._file is not None and fingerprint in self._file.value
 
     def refresh(self) -> bool:
-        """Read the file again if it has changed, and return whether it had. One that is gone says what it said before."""
-        if self._path is None:
-            return False
-        try:
-            state = _stamp(self._path)
-            if state == self._state:
-                return False
-            known = frozenset(Path(self._path).read_text().replace(":", "").lower().split())
-        except (OSError, UnicodeDecodeError) as error:
-            log.error("the list of revoked certificates cannot be read, and stays as it was: %s", error)
-            return False
-        self._state, self._known = state, known
-        return True
+        """Read the file again if it has changed, and return whether it had."""
+        return self._file is not None and self._file.refresh()
+
+
+def _fingerprints(path: Path) -> frozenset[str]:
+    return frozenset(path.read_text().replace(":", "").lower().split())
 
 
 def _check(tls: TLS) -> None:
@@ -186,10 +179,19 @@ def identity(address: str, found: Mapping[str, Sequence[bytes]]) -> Identity:
     return Identity(address, name, role, fingerprint)
 
 
-def _stamp(path: str | Path) -> tuple[int, int, int]:
-    """Return what changes when a file does."""
-    found = os.stat(path)
-    return found.st_mtime_ns, found.st_size, found.st_ino
+def bearer(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
+    """Return the token that a call comes with (RFC 6750), or None.
+
+    Raises:
+        Unauthenticated: what it comes with is none.
+    """
+    found = [value for key, value in metadata or () if key == AUTHORIZATION]
+    if not found:
+        return None
+    scheme, _, token = found[0].partition(" ") if isinstance(found[0], str) else ("", "", "")
+    if len(found) > 1 or scheme.lower() != "bearer" or not token:
+        raise Unauthenticated(f"the call's {AUTHORIZATION} is not one `Bearer TOKEN`")
+    return token
 
 
 @lru_cache(maxsize=4096)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 from fedcore.errors import ConnectionLost, DeadlineExceeded
+from fedcore.limits import Limits
 from fedcore.transports.grpc.framing import Assembly
+from fedcore.transports.grpc.speed import Speed
 
 _AHEAD = 4  # chunks read before they are asked for: enough to keep the wire busy
 _END = None
@@ -21,7 +24,7 @@ class Feed:
         go: tells the client to send, from an offset on.
         source: the messages behind the header.
         assembly: checks the chunks, on the reader's thread.
-        stall_timeout: seconds to wait for a chunk.
+        limits: how long to wait for a chunk, and how slow the body may be.
     """
 
     def __init__(
@@ -30,9 +33,10 @@ class Feed:
         go: Callable[[int], Awaitable[object]],
         source: AsyncIterator[bytes],
         assembly: Assembly,
-        stall_timeout: float,
+        limits: Limits,
     ):
-        self._loop, self._go, self._source, self._assembly, self._stall = loop, go, source, assembly, stall_timeout
+        self._loop, self._go, self._source, self._assembly = loop, go, source, assembly
+        self._stall, self._speed = limits.stall_timeout, Speed(limits)
         self._chunks: queue.SimpleQueue[bytes | Exception | None] = queue.SimpleQueue()
         self._room = asyncio.Semaphore(_AHEAD)
         self._pump: asyncio.Task[None] | None = None
@@ -73,10 +77,13 @@ class Feed:
             self._chunks.put(ConnectionLost(f"the upload broke off: {error}"))
 
     def _next(self) -> bytes | None:
+        began = time.monotonic()
         try:
             item = self._chunks.get(timeout=self._stall)
         except queue.Empty:
             raise DeadlineExceeded(f"no chunk came for {self._stall:g} s", reason="STALLED_STREAM") from None
         if isinstance(item, Exception):
             raise item
+        if item is not _END:
+            self._speed.moved(len(item), time.monotonic() - began)
         return item

@@ -28,20 +28,31 @@ SMALLEST_CHUNK, LARGEST_CHUNK = 1 << 16, 4 << 20
 RESUMABLE = 4 * LARGEST_CHUNK
 """Bodies of more bytes are streamed where the connection has broken before, so that they can be gone on with."""
 
+LONGEST_REQUEST, LONGEST_HEADER = 1 << 16, 8 << 20
+"""Bytes of a message that describes no payload, and of one that does, without its body. What is parsed takes many times that."""
+
 OFFSET = "fedcore-offset"
 """Initial metadata of the server: how many bytes of an upload it has already; the client sends those behind them."""
 
 _BODY_FIELD = 15
 _BODY_TAG = bytes([_BODY_FIELD << 3 | 2])
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MOST_FIELDS = 64  # before a body, those that this side does not know included
+_REQUESTS = (
+    pb.RegisterClientRequest, pb.GetGlobalModelRequest, pb.GetServerStatusRequest, pb.HeartbeatRequest, pb.ControlRequest
+)  # fmt: skip
 
 
-def parse(kind: type[M], data: Buffer) -> M:
-    """Parse a message.
+def parse(kind: type[M], data: Buffer, most: int | None = None) -> M:
+    """Parse a message of at most ``most`` bytes; None: as many as such a message may have from anybody.
 
     Raises:
+        ProtocolError: it is longer.
         DecodeError: the bytes are none.
     """
+    most = most or (LONGEST_REQUEST if kind in _REQUESTS else LONGEST_HEADER)
+    if len(data) > most:
+        raise ProtocolError(f"a {kind.DESCRIPTOR.name} of {len(data)} bytes, more than {most}", reason="TOO_LARGE")
     try:
         return kind.FromString(bytes(data))
     except ProtobufError as error:
@@ -53,10 +64,11 @@ def with_body(message: Message, body: Iterable[Buffer], length: int) -> bytes:
     return b"".join([message.SerializeToString(), _BODY_TAG, _varint(length), *body])
 
 
-def without_body(kind: type[M], data: bytes) -> tuple[M, memoryview]:
+def without_body(kind: type[M], data: bytes, most: int | None = None) -> tuple[M, memoryview]:
     """Parse a message and return it without field 15, and that field as a view.
 
     Raises:
+        ProtocolError: without the field it is longer than ``most`` bytes; see :func:`parse`.
         DecodeError: the bytes are no such message.
     """
     view = memoryview(data)
@@ -64,15 +76,17 @@ def without_body(kind: type[M], data: bytes) -> tuple[M, memoryview]:
         if field == _BODY_FIELD:
             if end != view.nbytes:
                 raise DecodeError("field 15 must be the last of its message", reason="UNDECODABLE")
-            return parse(kind, view[:start]), content
-    return parse(kind, data), memoryview(b"")
+            return parse(kind, view[:start], most), content
+    return parse(kind, data, most), memoryview(b"")
 
 
 def _fields(view: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
     """Yield start, end, number and content of each length-delimited top-level field."""
-    at = 0
+    at = count = 0
     while at < view.nbytes:
-        start = at
+        start, count = at, count + 1
+        if count > _MOST_FIELDS:
+            raise DecodeError(f"more than {_MOST_FIELDS} fields", reason="UNDECODABLE")
         tag, at = _read_varint(view, at)
         field, wire_type = tag >> 3, tag & 7
         if wire_type == _BYTES:

@@ -12,7 +12,8 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from secrets import token_hex
 from typing import Any, NoReturn
 
@@ -22,11 +23,13 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
-from fedcore.errors import AddressError, FedcoreError, ProtocolError, RemoteError
-from fedcore.messages import Assigned, Pull, Rest, StatusQuery
+from fedcore.errors import AddressError, DeadlineExceeded, FedcoreError, ProtocolError, RemoteError
+from fedcore.limits import Limits
+from fedcore.messages import Assigned, ModelQuery, Rest, StatusQuery, Unread
 from fedcore.protos import fedcore_pb2 as pb
-from fedcore.security import TLS
-from fedcore.transport import Body, Handler, Listener, Reply, Request
+from fedcore.security import TLS, Role
+from fedcore.tokens import Tokens
+from fedcore.transport import Body, Buffer, Handler, Listener, Reply, Request, leave
 from fedcore.transports.grpc import status, wire
 from fedcore.transports.grpc.credentials import server_credentials
 from fedcore.transports.grpc.feed import Feed
@@ -44,10 +47,12 @@ from fedcore.transports.grpc.framing import (
 from fedcore.transports.grpc.guard import Guard
 from fedcore.transports.grpc.options import server_options
 from fedcore.transports.grpc.policy import TransferPolicy
+from fedcore.transports.grpc.speed import Speed
 
 log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["FederatedLearningService"].full_name
+_LEAST_HEADER = 1 << 20  # bytes that an update's header may have, and twice what a task's has
 _INLINE = 4 << 20  # answers above this size are put together off the event loop
 
 
@@ -61,11 +66,12 @@ class GrpcListener(Listener):
         *,
         transfer: TransferPolicy,
         chunk_bytes: int,
-        stall_timeout: float,
+        limits: Limits,
         tls: TLS | None = None,
+        tokens: Tokens | None = None,
     ):
         self._target, self._tls = target, tls
-        self._service = Service(handler, transfer, chunk_bytes, stall_timeout, Guard(handler, tls))
+        self._service = Service(handler, transfer, chunk_bytes, limits, Guard(handler, tls, tokens))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fedcore-grpc", daemon=True)
         self._thread.start()
@@ -141,11 +147,10 @@ class GrpcListener(Listener):
 class Service:
     """The calls of ``fedcore.v1.FederatedLearningService``."""
 
-    def __init__(
-        self, handler: Handler, transfer: TransferPolicy, chunk_bytes: int, stall_timeout: float, guard: Guard
-    ):
+    def __init__(self, handler: Handler, transfer: TransferPolicy, chunk_bytes: int, limits: Limits, guard: Guard):
         self._handler, self._transfer, self.guard = handler, transfer, guard
-        self._chunk_bytes, self._stall_timeout = chunk_bytes, stall_timeout
+        self._chunk_bytes, self._limits = chunk_bytes, limits
+        self._longest_header = _LEAST_HEADER
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return the calls by name, all of raw bytes."""
@@ -171,7 +176,9 @@ class Service:
     def _guarded(self, call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
         async def guarded(request: Any, context: Any) -> Any:
             try:
-                with self.guard.known(context):
+                with self.guard.known(context) as peer:
+                    if peer.role is Role.ANONYMOUS or peer.revoked:  # refused, and noted, before anything it sends is read
+                        await self._ask(context, Unread())
                     return await call(request, context)
             except FedcoreError as error:
                 await _abort(context, status.of_error(error))
@@ -183,7 +190,7 @@ class Service:
         return guarded
 
     async def _ask(self, context: Any, message: Any, body: Body = ()) -> Reply:
-        return await asyncio.wrap_future(self._handler(Request(message, body, self.guard.identity(context))))
+        return await asyncio.wrap_future(self._handler(Request(message, body, self.guard.caller)))
 
     async def _register(self, data: bytes, context: Any) -> bytes:
         reply = await self._ask(context, wire.unpack_register(parse(pb.RegisterClientRequest, data)))
@@ -191,7 +198,10 @@ class Service:
 
     async def _pull(self, data: bytes, context: Any) -> bytes:
         request = parse(pb.GetGlobalModelRequest, data)
-        reply = await self._ask(context, Pull(wire.unpack_session(request.session), request.wait_seconds, request.holds))
+        if request.HasField("last"):
+            reply = await self._ask(context, ModelQuery())
+        else:
+            reply = await self._ask(context, wire.unpack_pull(request))
         if not isinstance(reply.message, Assigned):
             return wire.pack_pulled(reply.message, stream=False).SerializeToString()  # type: ignore[arg-type]
         manifest = reply.message.manifest
@@ -199,27 +209,44 @@ class Service:
         stream = self._transfer.streams(total, (info.name for info in manifest.tensors))
         stream = stream or (request.stream and total > RESUMABLE)
         answer = wire.pack_pulled(reply.message, stream=stream)
+        self._longest_header = max(self._longest_header, 2 * answer.ByteSize())
         if stream or not total:
             return answer.SerializeToString()
+        body = iter(reply.body)
+        whole = answer, _first_of(body, total), total
         if total < _INLINE:
-            return with_body(answer, reply.body, total)
-        return await asyncio.get_running_loop().run_in_executor(None, with_body, answer, reply.body, total)
+            data = with_body(*whole)
+        else:
+            data = await asyncio.get_running_loop().run_in_executor(None, with_body, *whole)
+        context.add_done_callback(lambda _: leave(body))  # until its client has the answer, it is a download under way
+        return data
 
     async def _fetch(self, data: bytes, context: Any) -> None:
         fetch = wire.unpack_fetch(parse(pb.GetGlobalModelRequest, data))
         reply = await self._ask(context, fetch)
         if not isinstance(reply.message, Rest):
             raise ProtocolError("the task is over: pull again", reason="NOT_SELECTED")
-        for chunk in chunks(pb.ModelChunk, reply.body, reply.message.total_bytes - fetch.offset, self._chunk_bytes):
-            try:
-                async with asyncio.timeout(self._stall_timeout):
-                    await context.write(chunk)
-            except TimeoutError:  # with a chunk on its way no status can be sent; what there is goes with the connection
-                log.warning("%s took no chunk of its model for %g s: cut off", context.peer(), self._stall_timeout)
-                raise asyncio.CancelledError from None
+        total, speed, body = reply.message.total_bytes - fetch.offset, Speed(self._limits), iter(reply.body)
+        await context.send_initial_metadata(())  # a chunk that is stuck, and has them with it, could be followed by no status
+        try:
+            for chunk in chunks(pb.ModelChunk, _first_of(body, total), total, self._chunk_bytes):
+                began = time.monotonic()
+                await self._write(chunk, context)
+                speed.moved(len(chunk), time.monotonic() - began)
+        finally:
+            leave(body)
+
+    async def _write(self, chunk: bytes, context: Any) -> None:
+        stall = self._limits.stall_timeout
+        try:
+            async with asyncio.timeout(stall):
+                await context.write(chunk)
+        except TimeoutError:  # the status waits behind the chunk: whoever reads on after all learns of it
+            log.warning("%s took no chunk of its model for %g s: cut off", context.peer(), stall)
+            raise DeadlineExceeded(f"no chunk was taken for {stall:g} s", reason="STALLED_STREAM") from None
 
     async def _submit(self, data: bytes, context: Any) -> bytes:
-        request, body = without_body(pb.SubmitModelUpdateRequest, data)
+        request, body = without_body(pb.SubmitModelUpdateRequest, data, self._longest_header)
         header = wire.unpack_submit(request.header)
         if body.nbytes != header.manifest.total_bytes:
             raise ProtocolError(
@@ -237,7 +264,7 @@ class Service:
         async def go(offset: int) -> None:  # else what is sent ahead of its turn would fill gRPC's buffers
             await context.send_initial_metadata(((OFFSET, str(offset)),))
 
-        feed = Feed(asyncio.get_running_loop(), go, messages, assembly, self._stall_timeout)
+        feed = Feed(asyncio.get_running_loop(), go, messages, assembly, self._limits)
         try:
             return await self._submitted(await self._ask(context, header, feed), context)
         finally:
@@ -245,12 +272,12 @@ class Service:
 
     async def _first(self, messages: AsyncIterator[bytes]) -> pb.ModelUpdateChunk:
         try:
-            data = await asyncio.wait_for(anext(messages), self._stall_timeout)
+            data = await asyncio.wait_for(anext(messages), self._limits.stall_timeout)
         except StopAsyncIteration:
             raise ProtocolError("the upload is empty", reason="EMPTY_STREAM") from None
         except TimeoutError:
             raise ProtocolError("the upload did not begin", reason="STALLED_STREAM") from None
-        return parse(pb.ModelUpdateChunk, data)
+        return parse(pb.ModelUpdateChunk, data, self._longest_header)
 
     async def _submitted(self, reply: Reply, context: Any) -> bytes:
         submitted: Any = reply.message
@@ -272,6 +299,13 @@ class Service:
         return pb.ControlResponse(message=reply.message.message).SerializeToString()
 
 
+def _first_of(body: Iterator[Buffer], total: int) -> Iterator[Buffer]:
+    """Yield so many bytes of a body, and do not ask for its end: it is under way until somebody leaves it."""
+    while total > 0 and (buffer := next(body, None)) is not None:
+        total -= memoryview(buffer).nbytes
+        yield buffer
+
+
 def _is_served(target: str) -> bool:
     """Return whether something listens at a Unix socket; gRPC would silently take it over."""
     if not target.startswith("unix:"):
@@ -282,7 +316,10 @@ def _is_served(target: str) -> bool:
 
 async def _abort(context: Any, refusal: status_pb2.Status) -> NoReturn:
     code, message, trailer = status.code_and_trailer(refusal)
-    await context.abort(code, message, trailer)
+    try:
+        await context.abort(code, message, trailer)
+    except grpc.aio.InternalError:  # its connection ended before that could be sent
+        raise asyncio.CancelledError from None
     raise AssertionError("abort() does not return")
 
 

@@ -1,17 +1,21 @@
 """Errors and outcomes to gRPC statuses and back: the one border where they are translated.
 
 A status carries ``google.rpc.ErrorInfo``: ``reason`` is the name of the error, ``domain`` is ``fedcore``, and for a refused
-update the metadata hold the outcome and the server's current round.
+update the metadata hold the outcome and the server's current round. Where there is no sense in trying again before some time,
+``google.rpc.RetryInfo`` says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError as ProtobufError
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from fedcore.errors import (
@@ -26,6 +30,7 @@ from fedcore.errors import (
     RemoteError,
     SessionError,
     TooLarge,
+    TooMany,
     TooOften,
     Unauthenticated,
     UpdateRejected,
@@ -33,9 +38,12 @@ from fedcore.errors import (
 )
 from fedcore.messages import Directive, Outcome, Submitted
 
+D = TypeVar("D", bound=Message)
+
 DETAILS = "grpc-status-details-bin"
 _DOMAIN = "fedcore"
 _LONGEST_MESSAGE = 1024
+_LONGEST_PAUSE = 86400.0  # seconds
 _DISTRUST = ("CERTIFICATE_VERIFY_FAILED", "certificate signature failure", "Hostname Verification Check failed")
 """What gRPC says of a server with a certificate that is not good; of a damaged handshake it says other things."""
 
@@ -46,6 +54,7 @@ _BY_REASON = {
     "BASE_MISMATCH": grpc.StatusCode.FAILED_PRECONDITION,
     "ROUND_ALREADY_ANSWERED": grpc.StatusCode.ALREADY_EXISTS,
     "NOT_SELECTED": grpc.StatusCode.PERMISSION_DENIED,
+    "NO_MODEL": grpc.StatusCode.FAILED_PRECONDITION,
     "INCOMPLETE": grpc.StatusCode.INVALID_ARGUMENT,
     "CHECKSUM": grpc.StatusCode.DATA_LOSS,
     "TOO_LARGE": grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -65,6 +74,7 @@ _BY_ERROR: list[tuple[type[FedcoreError], grpc.StatusCode]] = [
     (ChecksumError, grpc.StatusCode.DATA_LOSS),
     (TooLarge, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (TooOften, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (TooMany, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (OutOfStorage, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UpdateRejected, grpc.StatusCode.INVALID_ARGUMENT),
     (ProtocolError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -77,7 +87,7 @@ _BY_ERROR: list[tuple[type[FedcoreError], grpc.StatusCode]] = [
 def of_error(error: FedcoreError) -> status_pb2.Status:
     """Return the status of an error."""
     code = _BY_REASON.get(error.reason) or next((c for kind, c in _BY_ERROR if isinstance(error, kind)), None)
-    return _status(code or grpc.StatusCode.INTERNAL, error.reason, str(error), {})
+    return _status(code or grpc.StatusCode.INTERNAL, error.reason, str(error), {}, error.retry_after)
 
 
 def of_outcome(refused: Submitted) -> status_pb2.Status:
@@ -96,14 +106,15 @@ def outcome_of(error: grpc.RpcError) -> Submitted | None:
         outcome, directive = Outcome(info.metadata["outcome"]), Directive(info.metadata.get("directive", "continue"))
         return Submitted(outcome, info.reason, error.details() or "", int(info.metadata.get("round", "0")), directive)
     except ValueError as unknown:
-        raise ProtocolError(f"the server sent an outcome this client does not know: {unknown}", reason="UNKNOWN_ENUM") from None
+        text = f"the server sent an outcome this client does not know: {unknown!s:.80}"
+        raise ProtocolError(text, reason="UNKNOWN_ENUM") from None
 
 
 def error_of(error: grpc.RpcError, address: str) -> FedcoreError:
     """Return the FedcoreError that a failed call stands for."""
     code, text = error.code(), error.details() or ""
     if info := _info(error):
-        return from_reason(info.reason, text)
+        return from_reason(info.reason, text, _pause(error))
     if code is grpc.StatusCode.UNAVAILABLE and _is_distrust(error):
         return Unauthenticated(f"{address} is not, or cannot show that it is, the server that was meant: {text}")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
@@ -132,25 +143,39 @@ def code_and_trailer(status: status_pb2.Status) -> tuple[grpc.StatusCode, str, t
     return code, status.message, ((DETAILS, status.SerializeToString()),)
 
 
-def _status(code: grpc.StatusCode, reason: str, message: str, metadata: Mapping[str, str]) -> status_pb2.Status:
-    info = error_details_pb2.ErrorInfo(reason=reason, domain=_DOMAIN, metadata=metadata)
-    detail = any_pb2.Any()
-    detail.Pack(info)
+def _status(
+    code: grpc.StatusCode, reason: str, message: str, metadata: Mapping[str, str], retry_after: float | None = None
+) -> status_pb2.Status:
+    details = [any_pb2.Any()]
+    details[0].Pack(error_details_pb2.ErrorInfo(reason=reason, domain=_DOMAIN, metadata=metadata))
+    if retry_after is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMicroseconds(math.ceil(retry_after * 1e6))
+        details.append(any_pb2.Any())
+        details[1].Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message[:_LONGEST_MESSAGE])
-    return status_pb2.Status(code=code_pb2.Code.Value(code.name), message=text, details=[detail])
+    return status_pb2.Status(code=code_pb2.Code.Value(code.name), message=text, details=details)
 
 
 def _info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
+    return next((info for info in _details(error, error_details_pb2.ErrorInfo) if info.domain == _DOMAIN), None)
+
+
+def _pause(error: grpc.RpcError) -> float | None:
+    """Return how many seconds the server wants to be left alone for, if it said so."""
+    for info in _details(error, error_details_pb2.RetryInfo):
+        seconds: float = info.retry_delay.ToMicroseconds() / 1e6
+        return min(max(0.0, seconds), _LONGEST_PAUSE)
+    return None
+
+
+def _details(error: grpc.RpcError, kind: type[D]) -> Iterator[D]:
+    """Yield what a failed call carries of a kind; what cannot be read is some other server's: the code alone must do."""
     trailers: Any = error.trailing_metadata() or ()
     packed = next((value for key, value in trailers if key == DETAILS), None)
-    if not isinstance(packed, bytes):
-        return None
-    try:
-        details = status_pb2.Status.FromString(packed).details
-    except ProtobufError:  # some other server's: the code alone must do
-        return None
-    for detail in details:
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info) and info.domain == _DOMAIN:
-            return info
-    return None
+    if isinstance(packed, bytes):
+        with suppress(ProtobufError):
+            for detail in status_pb2.Status.FromString(packed).details:
+                found = kind()
+                if detail.Unpack(found):
+                    yield found

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
-from fedcore.errors import DecodeError, ProtocolError
+from fedcore.errors import ProtocolError
 from fedcore.messages import (
     Act,
     Assigned,
@@ -15,12 +14,15 @@ from fedcore.messages import (
     BeatReply,
     ClientStatus,
     Command,
+    Committed,
     Directive,
     Fetch,
     Finished,
     Kind,
     Manifest,
+    ModelQuery,
     Outcome,
+    Pull,
     Register,
     Registered,
     ServerStatus,
@@ -34,7 +36,7 @@ from fedcore.messages import (
     Wait,
 )
 from fedcore.protos import fedcore_pb2 as pb
-from fedcore.values import Config, Scalar, Value
+from fedcore.transports.grpc.scalars import SHORTEST_BEAT, pack_config, seconds, text, unpack_config
 
 _SPECS = 8  # of how many payloads the description is remembered: all tasks and updates of a round have one or two
 _LARGEST_KNOWN = 1 << 18  # bytes of a description that is remembered; a peer may send much larger ones
@@ -46,51 +48,6 @@ def _enum(kind: Any, number: int, of: Any) -> Any:
         return of[kind.Name(number)]
     except (ValueError, KeyError):
         raise ProtocolError(f"{of.__name__} {number} is not known here", reason="UNKNOWN_ENUM") from None
-
-
-# --- values ---
-
-_SCALAR_FIELDS: tuple[tuple[type, str], ...] = (
-    (bool, "boolean"),  # before int, of which bool is a kind
-    (int, "integer"),
-    (float, "real"),
-    (str, "text"),
-    (bytes, "raw"),
-)
-
-
-def _scalar(value: Scalar) -> pb.Scalar:
-    field = next(field for kind, field in _SCALAR_FIELDS if isinstance(value, kind))
-    return pb.Scalar(**{field: value})  # type: ignore[arg-type]
-
-
-def pack_config(config: Config) -> dict[str, pb.Scalar]:
-    """Return typed values as messages."""
-    return {key: _value(value) for key, value in config.items()}
-
-
-def _value(value: Value) -> pb.Scalar:
-    if isinstance(value, bool | int | float | str | bytes):
-        return _scalar(value)
-    return pb.Scalar(list=pb.ScalarList(items=[_scalar(item) for item in value]))
-
-
-def unpack_config(fields: Mapping[str, pb.Scalar]) -> dict[str, Value]:
-    """Return messages as values of the type they left with.
-
-    Raises:
-        DecodeError: a value has no kind this side knows, or a list holds a list.
-    """
-    return {key: _plain(scalar, key) for key, scalar in fields.items()}
-
-
-def _plain(scalar: pb.Scalar, key: str, *, nested: bool = False) -> Any:
-    kind = scalar.WhichOneof("kind")
-    if kind is None or (kind == "list" and nested):
-        raise DecodeError(f"the value of {key[:80]!r} is of no known type", reason="BAD_TYPE")
-    if kind == "list":
-        return [_plain(item, key, nested=True) for item in scalar.list.items]
-    return getattr(scalar, kind)
 
 
 # --- shared parts ---
@@ -173,8 +130,9 @@ def pack_registered(registered: Registered) -> pb.RegisterClientResponse:
 def unpack_registered(message: pb.RegisterClientResponse) -> Registered:
     """Protobuf to Registered."""
     return Registered(
-        unpack_session(message.session), message.codec, message.heartbeat_interval, message.heartbeat_timeout,
-        message.delta_codec, message.keeps, message.retry_spread,
+        unpack_session(message.session), message.codec,
+        seconds(message.heartbeat_interval, "heartbeat_interval", SHORTEST_BEAT), message.heartbeat_timeout,
+        message.delta_codec, message.keeps, seconds(message.retry_spread, "retry_spread"),
     )  # fmt: skip
 
 
@@ -197,18 +155,22 @@ def unpack_task(message: pb.Task) -> Task:
     )  # fmt: skip
 
 
-def pack_pulled(answer: Assigned | Wait | Finished, *, stream: bool) -> pb.GetGlobalModelResponse:
+def pack_pulled(answer: Assigned | Committed | Wait | Finished, *, stream: bool) -> pb.GetGlobalModelResponse:
     """The answer to a pull to protobuf, without the body."""
     if isinstance(answer, Wait):
         return pb.GetGlobalModelResponse(wait=pb.Wait(round=answer.round))
     if isinstance(answer, Finished):
         return pb.GetGlobalModelResponse(finished=pb.Finished(message=answer.message))
+    if isinstance(answer, Committed):
+        return pb.GetGlobalModelResponse(
+            committed=pb.Committed(round=answer.round), manifest=_pack_manifest(answer.manifest), stream=True
+        )
     return pb.GetGlobalModelResponse(
         task=pack_task(answer.task), manifest=_pack_manifest(answer.manifest), stream=stream
     )
 
 
-def unpack_pulled(message: pb.GetGlobalModelResponse) -> Assigned | Wait | Finished:
+def unpack_pulled(message: pb.GetGlobalModelResponse) -> Assigned | Committed | Wait | Finished:
     """Protobuf to the answer to a pull."""
     kind = message.WhichOneof("answer")
     if kind == "task":
@@ -217,21 +179,41 @@ def unpack_pulled(message: pb.GetGlobalModelResponse) -> Assigned | Wait | Finis
         return Wait(message.wait.round)
     if kind == "finished":
         return Finished(message.finished.message)
-    raise ProtocolError("the answer to a pull is neither a task, nor wait, nor finished", reason="UNKNOWN_ENUM")
+    if kind == "committed":
+        return Committed(message.committed.round, _unpack_manifest(message.manifest))
+    raise ProtocolError("the answer to a pull is neither a task, nor a model, nor wait, nor finished", reason="UNKNOWN_ENUM")
+
+
+def pack_pull(pull: Pull, *, stream: bool) -> pb.GetGlobalModelRequest:
+    """Pull to protobuf; ``stream``: a large body is wanted as one."""
+    return pb.GetGlobalModelRequest(
+        session=pack_session(pull.session), wait_seconds=pull.wait, holds=pull.holds, stream=stream
+    )
+
+
+def unpack_pull(message: pb.GetGlobalModelRequest) -> Pull:
+    """Protobuf to Pull."""
+    wait, holds = seconds(message.wait_seconds, "wait_seconds"), text(message.holds, "holds")
+    return Pull(unpack_session(message.session), wait, holds)
 
 
 # --- upload ---
 
 
-def pack_fetch(fetch: Fetch) -> pb.GetGlobalModelRequest:
+def pack_fetch(fetch: Fetch | ModelQuery) -> pb.GetGlobalModelRequest:
     """Return ``fetch`` as protobuf."""
+    if isinstance(fetch, ModelQuery):
+        last = pb.LastModel(digest=fetch.digest)
+        return pb.GetGlobalModelRequest(last=last, offset=fetch.offset, total_bytes=fetch.total_bytes)
     return pb.GetGlobalModelRequest(
         session=pack_session(fetch.session), task_id=fetch.task_id, offset=fetch.offset, total_bytes=fetch.total_bytes
     )
 
 
-def unpack_fetch(message: pb.GetGlobalModelRequest) -> Fetch:
+def unpack_fetch(message: pb.GetGlobalModelRequest) -> Fetch | ModelQuery:
     """Return what ``message`` says."""
+    if message.HasField("last"):
+        return ModelQuery(message.last.digest, message.total_bytes, message.offset)
     return Fetch(unpack_session(message.session), message.task_id, message.total_bytes, message.offset)
 
 
@@ -247,7 +229,7 @@ def pack_submit(submit: Submit) -> pb.UpdateHeader:
 def unpack_submit(message: pb.UpdateHeader) -> Submit:
     """Protobuf to Submit."""
     return Submit(
-        unpack_session(message.session), message.task_id, message.trained_on_round, message.attempt_id,
+        unpack_session(message.session), message.task_id, message.trained_on_round, text(message.attempt_id, "attempt_id"),
         message.base_digest, message.num_examples, _unpack_manifest(message.manifest), unpack_config(message.metrics),
     )  # fmt: skip
 
@@ -273,12 +255,15 @@ def unpack_submitted(message: pb.SubmitModelUpdateResponse) -> Submitted:
 
 def pack_command(command: Command) -> pb.ControlRequest:
     """Command to protobuf."""
-    return pb.ControlRequest(act=command.act.name, client_id=command.client_id, reason=command.reason)
+    return pb.ControlRequest(
+        act=command.act.name, client_id=command.client_id, reason=command.reason, for_good=command.for_good
+    )
 
 
 def unpack_command(message: pb.ControlRequest) -> Command:
     """Protobuf to Command."""
-    return Command(_enum(pb.ControlRequest.Act, message.act, Act), message.client_id, message.reason)
+    act = _enum(pb.ControlRequest.Act, message.act, Act)
+    return Command(act, message.client_id, message.reason, message.for_good)
 
 
 # --- heartbeat and status ---
@@ -296,7 +281,7 @@ def unpack_beat(message: pb.HeartbeatRequest) -> Beat:
     """Protobuf to Beat."""
     return Beat(
         unpack_session(message.session), _enum(pb.ClientState, message.status, Status), message.current_step,
-        message.total_steps, message.current_round, message.task_id, message.message,
+        message.total_steps, message.current_round, message.task_id, text(message.message, "message"),
     )  # fmt: skip
 
 
@@ -311,7 +296,9 @@ def pack_beat_reply(reply: BeatReply) -> pb.HeartbeatResponse:
 def unpack_beat_reply(message: pb.HeartbeatResponse) -> BeatReply:
     """Protobuf to BeatReply."""
     directive = _enum(pb.Directive, message.directive, Directive)
-    return BeatReply(message.acknowledged, directive, message.message, message.heartbeat_interval, message.retry_spread)
+    interval = seconds(message.heartbeat_interval, "heartbeat_interval")
+    spread = seconds(message.retry_spread, "retry_spread")
+    return BeatReply(message.acknowledged, directive, message.message, interval, spread)
 
 
 def pack_status(status: ServerStatus) -> pb.GetServerStatusResponse:

@@ -74,7 +74,7 @@ def test_w2_written_out_it_is_allowed():
 
 
 @pytest.mark.parametrize(
-    "options", [{"chunk_bytes": 65535}, {"chunk_bytes": (4 << 20) + 1}, {"stall_timeout": 0}, {"stall_timeout": float("nan")}]
+    "options", [{"chunk_bytes": 65535}, {"chunk_bytes": (4 << 20) + 1}]
 )
 def test_options_that_make_no_sense_are_named(options):
     with pytest.raises(ConfigError, match=f"Grpc.{next(iter(options))}"):

@@ -10,7 +10,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 
-from fedcore import Grpc
+from fedcore import Grpc, Limits
 from fedcore.errors import AddressError, SchemaMismatch
 from fedcore.messages import (
     Beat,
@@ -69,11 +69,14 @@ class Desk:
 
 
 @contextmanager
-def served(answer=None, **options):
+def served(answer=None, limits=Limits(), **options):
     """Yield a raw channel to a server, and its handler."""
     desk = Desk(answer)
     own = [("grpc.use_local_subchannel_pool", 1)]
-    with Grpc(**options).listen("127.0.0.1:0", desk) as listener, grpc.insecure_channel(listener.address, own) as channel:
+    with (
+        Grpc(**options).listen("127.0.0.1:0", desk, limits) as listener,
+        grpc.insecure_channel(listener.address, own) as channel,
+    ):
         yield channel, desk
     desk.pool.shutdown(wait=True)
 
@@ -263,7 +266,7 @@ class Stalled:
 
 def test_l10_ten_stalled_uploads_do_not_delay_a_heartbeat():
     stalled = [Stalled() for _ in range(10)]
-    with served(stall_timeout=60.0) as (channel, desk):
+    with served(limits=Limits(stall_timeout=60.0)) as (channel, desk):
         call = channel.stream_unary(SERVICE + "SubmitModelUpdateStream")
         futures = [call.future(iter(one)) for one in stalled]
         for _ in stalled:
@@ -282,7 +285,7 @@ def test_l10_ten_stalled_uploads_do_not_delay_a_heartbeat():
 @pytest.mark.parametrize("begins", [True, False], ids=["after a chunk", "before the header"])
 def test_k12_a_stalled_upload_is_ended(begins):
     one = Stalled(begins=begins)
-    with served(stall_timeout=0.2) as (channel, desk):
+    with served(limits=Limits(stall_timeout=0.2)) as (channel, desk):
         code, reason, _ = refused(channel.stream_unary(SERVICE + "SubmitModelUpdateStream"), iter(one))
         one.release.set()
         assert (code, reason) == (Code.DEADLINE_EXCEEDED, "STALLED_STREAM")
@@ -291,7 +294,7 @@ def test_k12_a_stalled_upload_is_ended(begins):
 
 def test_k15_an_upload_that_breaks_off_frees_its_reader():
     one = Stalled()
-    with served(stall_timeout=60.0) as (channel, desk):
+    with served(limits=Limits(stall_timeout=60.0)) as (channel, desk):
         future = channel.stream_unary(SERVICE + "SubmitModelUpdateStream").future(iter(one))
         assert desk.reading.acquire(timeout=10)
         future.cancel()

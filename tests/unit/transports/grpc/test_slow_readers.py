@@ -5,6 +5,9 @@ import struct
 import threading
 from concurrent.futures import Future
 
+import pytest
+
+from fedcore.limits import Limits
 from fedcore.messages import Fetch, Rest, Session
 from fedcore.transport import Reply
 from fedcore.transports.grpc import Grpc, TransferPolicy, wire
@@ -22,41 +25,99 @@ def literal(name, value):
     return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
-def test_m6_a_client_that_opens_no_window():
-    """It asks for 4 MiB as HTTP/2 allows, takes the first 64 KiB, and lets no more come."""
-    read, ended, taken = threading.Event(), threading.Event(), [0]
+class Desk:
+    """Answers every fetch with 4 MiB; ``taken`` says how many of 64 pieces were asked for, and ``ended`` when it is over."""
 
-    def body():
+    def __init__(self):
+        self.read, self.ended, self.taken = threading.Event(), threading.Event(), 0
+
+    def body(self):
         try:
             for number in range(64):
-                taken[0] = number
-                read.set()
+                self.taken = number
+                self.read.set()
                 yield bytes(1 << 16)
         finally:
-            ended.set()
+            self.ended.set()
 
-    def handler(request):
+    def __call__(self, request):
         future = Future()
-        future.set_result(Reply(Rest(4 << 20), body()))
+        future.set_result(Reply(Rest(4 << 20), self.body()))
         return future
 
-    wire_ = Grpc(transfer=TransferPolicy(mode="stream"), chunk_bytes=1 << 16, stall_timeout=0.3)
-    with wire_.listen("127.0.0.1:0", handler) as listener:
-        host, _, port = listener.address.rpartition(":")
-        with socket.create_connection((host, int(port))) as peer:
-            peer.settimeout(10)
-            asked = wire.pack_fetch(Fetch(Session("run", "a", "token"), "fit-1-a", 4 << 20)).SerializeToString()
-            headers = b"".join(
-                literal(*pair)
-                for pair in [
-                    (b":method", b"POST"), (b":scheme", b"http"), (b":path", f"/{SERVICE}/GetGlobalModelStream".encode()),
-                    (b":authority", b"x"), (b"te", b"trailers"), (b"content-type", b"application/grpc"),
-                ]
-            )  # fmt: skip
-            message = b"\x00" + struct.pack(">I", len(asked)) + asked
-            peer.sendall(PREFACE + frame(4, 0, 0, b"") + frame(1, 4, 1, headers) + frame(0, 1, 1, message))
-            assert read.wait(10)
-            assert ended.wait(10)
-            assert taken[0] < 16
-            with wire_.connect(listener.address) as other:  # others are served as ever
-                assert b"".join(other.request(Fetch(Session("run", "b", "token"), "fit-1-b", 4 << 20)).body) == bytes(4 << 20)
+
+class Peer:
+    """Asks for a body as HTTP/2 allows; the first 64 KiB of it may come, and then as much as is let through."""
+
+    def __init__(self, address):
+        host, _, port = address.rpartition(":")
+        self.socket = socket.create_connection((host, int(port)))
+        self.socket.settimeout(10)
+        asked = wire.pack_fetch(Fetch(Session("run", "a", "token"), "fit-1-a", 4 << 20)).SerializeToString()
+        headers = b"".join(
+            literal(*pair)
+            for pair in [
+                (b":method", b"POST"), (b":scheme", b"http"), (b":path", f"/{SERVICE}/GetGlobalModelStream".encode()),
+                (b":authority", b"x"), (b"te", b"trailers"), (b"content-type", b"application/grpc"),
+            ]
+        )  # fmt: skip
+        message = b"\x00" + struct.pack(">I", len(asked)) + asked
+        self.socket.sendall(PREFACE + frame(4, 0, 0, b"") + frame(1, 4, 1, headers) + frame(0, 1, 1, message))
+
+    def let(self, nbytes):
+        """Let so many bytes more come."""
+        more = struct.pack(">I", nbytes)
+        self.socket.sendall(frame(8, 0, 0, more) + frame(8, 0, 1, more))
+
+    def until_the_end(self):
+        """Read until the trailers of the answer, and return them."""
+        whole = self.socket.makefile("rb")
+        while True:
+            head = whole.read(9)
+            payload = whole.read(int.from_bytes(head[:3], "big"))
+            if head[3] == 1 and head[4] & 1:
+                return payload
+
+
+def fetch(connection):
+    return b"".join(connection.request(Fetch(Session("run", "b", "token"), "fit-1-b", 4 << 20)).body)
+
+
+def test_m6_a_client_that_opens_no_window():
+    """It takes the first 64 KiB, and lets no more come."""
+    transport, desk = Grpc(transfer=TransferPolicy(mode="stream"), chunk_bytes=1 << 16), Desk()
+    with transport.listen("127.0.0.1:0", desk, Limits(stall_timeout=0.3)) as listener:
+        peer = Peer(listener.address)
+        with peer.socket:
+            assert desk.read.wait(10)
+            assert desk.ended.wait(10)
+            assert desk.taken < 16
+            with transport.connect(listener.address) as other:  # others are served as ever
+                assert fetch(other) == bytes(4 << 20)
+
+
+def test_m6_a_client_that_reads_on_after_all_is_told():
+    """Or an honest one that was stopped for a while would wait for ever."""
+    transport, desk = Grpc(transfer=TransferPolicy(mode="stream"), chunk_bytes=1 << 16), Desk()
+    with transport.listen("127.0.0.1:0", desk, Limits(stall_timeout=0.3)) as listener:
+        peer = Peer(listener.address)
+        with peer.socket:
+            assert desk.ended.wait(10)
+            peer.let(4 << 20)
+            assert b"grpc-status" in peer.until_the_end()
+
+
+@pytest.mark.parametrize(("least", "whole"), [(100 << 20, False), (0, True)])
+def test_m6_a_client_that_opens_its_window_bit_by_bit(least, whole):
+    """Every chunk is taken well within the time, and all of them together far too slowly."""
+    transport, desk, pause = Grpc(transfer=TransferPolicy(mode="stream"), chunk_bytes=1 << 16), Desk(), threading.Event()
+    with transport.listen("127.0.0.1:0", desk, Limits(stall_timeout=0.5, least_rate=least)) as listener:
+        peer = Peer(listener.address)
+        with peer.socket:
+            for _ in range(80):
+                pause.wait(0.03)
+                peer.let(1 << 16)
+                if desk.ended.is_set():
+                    break
+            assert b"grpc-status" in peer.until_the_end()
+            assert (desk.taken == 63) is whole

@@ -9,10 +9,13 @@ from fedcore.errors import (
     ConnectionLost,
     DeadlineExceeded,
     FedcoreError,
+    OutOfStorage,
     ProtocolError,
     RemoteError,
     SchemaMismatch,
     TooLarge,
+    TooMany,
+    TooOften,
 )
 from fedcore.messages import Directive, Outcome, Submitted
 from fedcore.transports.grpc import status
@@ -61,6 +64,26 @@ def test_every_error_comes_back_as_itself(kind):
     again = status.error_of(across(status.of_error(kind("tensor 'w' is odd"))), "server:1")
     assert type(again) is kind
     assert (str(again), again.reason, again.retryable) == ("tensor 'w' is odd", kind.reason, kind.retryable)
+
+
+@pytest.mark.parametrize("seconds", [None, 0.0, 0.25, 1.0, 3600.5])
+def test_l21_when_there_is_sense_in_trying_again_is_said_in_retry_info(seconds):
+    refusal, retry = status.of_error(TooOften("later", retry_after=seconds)), error_details_pb2.RetryInfo()
+    assert info_of(refusal).reason == "RATE"
+    assert [detail.Unpack(retry) for detail in refusal.details[1:]] == ([] if seconds is None else [True])
+    assert retry.retry_delay.ToMicroseconds() == (seconds or 0) * 1e6
+    assert status.error_of(across(refusal), "server:1").retry_after == seconds
+
+
+def test_l21_nobody_is_told_to_come_too_early():
+    assert status.error_of(across(status.of_error(TooOften("later", retry_after=1e-9))), "server:1").retry_after == 1e-6
+
+
+@pytest.mark.parametrize("kind", [TooMany, OutOfStorage])
+def test_l21_a_lack_of_room_says_when_to_look_again(kind):
+    refusal = status.of_error(kind("full"))
+    assert refusal.code == Code.RESOURCE_EXHAUSTED.value[0]
+    assert status.error_of(across(refusal), "server:1").retry_after == 1.0
 
 
 @pytest.mark.parametrize(
@@ -182,3 +205,28 @@ class TestForeignErrors:
     def test_c1_details_that_are_no_details_are_ignored(self, packed):
         again = status.error_of(Failed(Code.UNAVAILABLE, "gone", ((status.DETAILS, packed),)), "x")
         assert type(again) is ConnectionLost
+
+    def test_c1_a_detail_that_does_not_hold_what_it_says_is_ignored(self):
+        refusal = status.of_error(SchemaMismatch("x"))
+        refusal.details[0].value = b"\xff\xff"
+        assert type(status.error_of(across(refusal), "x")) is RemoteError
+        assert status.outcome_of(across(refusal)) is None
+
+    def test_c1_no_pause_is_longer_than_a_day(self):
+        refusal = status.of_error(fedcore.errors.TooOften("x", retry_after=1.0))
+        info = error_details_pb2.RetryInfo()
+        info.retry_delay.seconds = (1 << 63) - 1
+        refusal.details[1].Pack(info)
+        assert status.error_of(across(refusal), "x").retry_after == 86400.0
+        info.retry_delay.seconds = -5
+        refusal.details[1].Pack(info)
+        assert status.error_of(across(refusal), "x").retry_after == 0.0
+
+    def test_c1_an_outcome_without_end_is_not_repeated(self):
+        refusal = status.of_error(SchemaMismatch("x"))
+        info = info_of(refusal)
+        info.metadata["outcome"] = "x" * 5000
+        refusal.details[0].Pack(info)
+        with pytest.raises(ProtocolError) as caught:
+            status.outcome_of(across(refusal))
+        assert len(str(caught.value)) < 200

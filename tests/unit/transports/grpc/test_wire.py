@@ -6,14 +6,19 @@ import pytest
 
 from fedcore.errors import DecodeError, ProtocolError
 from fedcore.messages import (
+    Act,
     Assigned,
     Beat,
     BeatReply,
     ClientStatus,
+    Command,
+    Committed,
     Directive,
+    Fetch,
     Finished,
     Kind,
     Manifest,
+    ModelQuery,
     Outcome,
     Register,
     Registered,
@@ -46,6 +51,9 @@ EVERY = [
     (Beat(SESSION, Status.ERROR, BIG, BIG + 1, BIG + 2, "t", "why"), wire.pack_beat, wire.unpack_beat),
     (BeatReply(True, Directive.ABORT_TASK, "m", 2.5, 1.5), wire.pack_beat_reply, wire.unpack_beat_reply),
     (STATUS, wire.pack_status, wire.unpack_status),
+    (Fetch(SESSION, "t", BIG, BIG - 1), wire.pack_fetch, wire.unpack_fetch),
+    (ModelQuery("d" * 64, BIG, BIG - 1), wire.pack_fetch, wire.unpack_fetch),
+    (Command(Act.EVICT, "c", "because", False), wire.pack_command, wire.unpack_command),
     (Task("t", Kind.EVALUATE, BIG, "b", {"a": True}, TENSORS), wire.pack_task, wire.unpack_task),
     (SESSION, wire.pack_session, wire.unpack_session),
 ]  # fmt: skip
@@ -60,7 +68,9 @@ def test_w11_every_field_comes_back(message, pack, unpack):
     assert defaults == [], "a field that is left at its default is not tested"
 
 
-@pytest.mark.parametrize("answer", [Wait(BIG), Finished("done"), Assigned(Task("t", Kind.FIT, 3), MANIFEST)])
+@pytest.mark.parametrize(
+    "answer", [Wait(BIG), Finished("done"), Assigned(Task("t", Kind.FIT, 3), MANIFEST), Committed(BIG, MANIFEST)]
+)
 def test_the_answers_to_a_pull(answer):
     assert wire.unpack_pulled(wire.pack_pulled(answer, stream=False)) == answer
 
@@ -69,6 +79,16 @@ def test_whether_a_body_is_streamed_is_said():
     answer = Assigned(Task("t", Kind.FIT, 3), MANIFEST)
     assert wire.pack_pulled(answer, stream=True).stream
     assert not wire.pack_pulled(answer, stream=False).stream
+
+
+def test_the_body_of_the_last_model_always_comes_as_a_stream():
+    assert wire.pack_pulled(Committed(1, MANIFEST), stream=False).stream
+
+
+@pytest.mark.parametrize("act", Act)
+@pytest.mark.parametrize("for_good", [False, True])
+def test_every_act_travels(act, for_good):
+    assert wire.unpack_command(wire.pack_command(Command(act, "c", "", for_good))) == Command(act, "c", "", for_good)
 
 
 @pytest.mark.parametrize("status", Status)
@@ -89,6 +109,8 @@ UNKNOWN = {
     "new client state": (wire.unpack_beat, pb.HeartbeatRequest(status=99)),
     "unset directive": (wire.unpack_beat_reply, pb.HeartbeatResponse()),
     "new directive": (wire.unpack_beat_reply, pb.HeartbeatResponse(directive=99)),
+    "unset act": (wire.unpack_command, pb.ControlRequest()),
+    "new act": (wire.unpack_command, pb.ControlRequest(act=99)),
     "unset outcome": (wire.unpack_submitted, pb.SubmitModelUpdateResponse(directive=1)),
     "new outcome": (wire.unpack_submitted, pb.SubmitModelUpdateResponse(outcome=99, directive=1)),
     "new state of a client": (wire.unpack_status, pb.GetServerStatusResponse(clients=[pb.ClientStatus(status=99)])),
@@ -112,3 +134,29 @@ def test_p7_a_value_of_no_known_type_is_refused_by_its_key(scalar):
     with pytest.raises(DecodeError, match="'culprit'") as caught:
         wire.unpack_config({"culprit": scalar})
     assert caught.value.reason == "BAD_TYPE"
+
+
+NO_SECONDS = [float("nan"), float("inf"), float("-inf"), -1.0, 1e300]
+
+
+@pytest.mark.parametrize("value", NO_SECONDS)
+def test_c2_a_server_cannot_set_a_clock_that_nobody_can_wait_for(value):
+    welcome = pb.RegisterClientResponse(heartbeat_interval=5.0, heartbeat_timeout=30.0)
+    for message, unpack, field in (
+        (welcome, wire.unpack_registered, "heartbeat_interval"),
+        (welcome, wire.unpack_registered, "retry_spread"),
+        (pb.HeartbeatResponse(directive=1), wire.unpack_beat_reply, "heartbeat_interval"),
+        (pb.HeartbeatResponse(directive=1), wire.unpack_beat_reply, "retry_spread"),
+        (pb.GetGlobalModelRequest(), wire.unpack_pull, "wait_seconds"),
+    ):
+        changed = type(message).FromString(message.SerializeToString())
+        setattr(changed, field, value)
+        unpack(message)
+        with pytest.raises(DecodeError, match=field) as caught:
+            unpack(changed)
+        assert caught.value.reason == "BAD_TYPE"
+
+
+def test_c2_a_heart_that_never_rests_is_refused():
+    with pytest.raises(DecodeError, match="heartbeat_interval"):
+        wire.unpack_registered(pb.RegisterClientResponse(heartbeat_timeout=30.0))
