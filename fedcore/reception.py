@@ -161,7 +161,7 @@ class Reception:
         if member and member.available:
             member.status = Status.ERROR
             coordinator.changes += coordinator.rounds.lose(name, "it registers too often")
-            coordinator.roster.watch(now)
+            coordinator.roster.watch(name, now)
             coordinator.tick(now)
         self._refused += 1
         if now >= self._quiet_until:
