@@ -1,7 +1,7 @@
 """Time and memory of a round over real gRPC between real processes, beside the floor of bare streams in the same run.
 
 benchmarks/rounds.py [--megabytes N] [--tensors T] [--clients K] [--rounds R] [--codec NAME] [--uploads U]
-    [--durability D] [--no-floor]
+    [--durability D] [--tls] [--no-floor]
 
 Clients add a constant, so a round is transfer, checks, the exact sum, and waiting. A round is timed on the server, from commit
 to commit; the first is a warm-up. The floor runs before and after, never at the same time. Memory is the peak of RssAnon +
@@ -45,7 +45,23 @@ def idle():
     return occupied()
 
 
-def server(address_file, megabytes, tensors, clients, rounds, codec, at_once, durability="none"):
+def kits(folder, clients):
+    """Make an authority, and return the folders of the server's kit and of the clients'."""
+    from fedcore.pki import Authority
+
+    authority = Authority.init(Path(folder, "pki"))
+    server = authority.issue("server", "server", hosts=["127.0.0.1"])
+    return [server, *(authority.issue("client", f"client-{number}") for number in range(clients))]
+
+
+def wire(kit):
+    """Return gRPC with mutual TLS, or in plaintext."""
+    import fedcore
+
+    return fedcore.Grpc(tls=fedcore.TLS.kit(kit)) if kit else "grpc"
+
+
+def server(address_file, megabytes, tensors, clients, rounds, codec, at_once, durability, kit=""):
     import fedcore
     from fedcore.events import RoundCommitted, RunFinished
 
@@ -62,7 +78,8 @@ def server(address_file, megabytes, tensors, clients, rounds, codec, at_once, du
         settings |= {"durability": durability, "state_dir": str(Path(address_file).with_name("state"))}
     strategy = fedcore.FedAvg(model_of(megabytes, tensors), min_fit_clients=clients, clients_per_round=clients)
     config = fedcore.ServerConfig(num_rounds=rounds, heartbeat_timeout=600.0, **settings)
-    with fedcore.Server("127.0.0.1:0", config=config, strategy=strategy, codec=codec, observers=[note]) as running:
+    named = {"config": config, "strategy": strategy, "codec": codec, "transport": wire(kit), "observers": [note]}
+    with fedcore.Server("127.0.0.1:0", **named) as running:
         strategy.initial_parameters = None  # or the first model would stay beside the newest
         Path(address_file).write_text(running.address)
         over.wait()
@@ -72,7 +89,7 @@ def server(address_file, megabytes, tensors, clients, rounds, codec, at_once, du
     print(json.dumps({"times": gaps, "idle": before, "encodings": encodings}))
 
 
-def client(address, megabytes, tensors, name):
+def client(address, megabytes, tensors, name, kit=""):
     import fedcore
 
     before = idle()
@@ -86,7 +103,7 @@ def client(address, megabytes, tensors, name):
                 tensor += 1
             return parameters, 1
 
-    fedcore.start_client(address, Adds(), name)
+    fedcore.start_client(address, Adds(), name, transport=wire(kit))
     print(json.dumps({"idle": before}))
 
 
@@ -131,9 +148,11 @@ def fedcore_rounds(options):
         address = Path(folder, "address")
         with Watch(lambda: [process.pid for process in launched], 0.005 if options.megabytes >= 50 else 1.0) as watch:
             numbers = (size, options.tensors, options.clients, options.rounds + 1)
-            first = launch(HERE, "server", address, *numbers, options.codec, options.uploads, options.durability)
+            kit, *kept = kits(folder, options.clients) if options.tls else [""] * (options.clients + 1)
+            first = launch(HERE, "server", address, *numbers, options.codec, options.uploads, options.durability, kit)
             wait_for(address, first)
-            others = [launch(HERE, "client", address.read_text(), *numbers[:2], f"client-{i}") for i in range(options.clients)]
+            where = address.read_text()
+            others = [launch(HERE, "client", where, *numbers[:2], f"client-{i}", each) for i, each in enumerate(kept)]
             result = answer(first, others)
             clients = [answer(other) for other in others]
     result["memory"] = watch.held[first.pid] - result["idle"]["held"]
@@ -169,6 +188,7 @@ def main():
     parser.add_argument("--codec", default="safetensors")
     parser.add_argument("--uploads", type=int, default=0, help="models that updates may occupy; default: ServerConfig's")
     parser.add_argument("--durability", choices=["none", "update", "round"], default="none", help="with a state directory")
+    parser.add_argument("--tls", action="store_true", help="mutual TLS, with certificates of an authority made for it")
     parser.add_argument("--no-floor", action="store_true")
     options = parser.parse_args()
     options.rounds = options.rounds or (50 if options.megabytes < 50 else 7 if options.megabytes < 500 else 5)
@@ -189,6 +209,8 @@ def main():
     }  # fmt: skip
     if options.durability != "none":
         line["durability"] = options.durability
+    if options.tls:
+        line["tls"] = True
     if options.uploads:
         line["uploads"] = options.uploads
     if before:
@@ -200,8 +222,8 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["server"]:
-        server(sys.argv[2], *map(int, sys.argv[3:7]), sys.argv[7], int(sys.argv[8]), sys.argv[9])
+        server(sys.argv[2], *map(int, sys.argv[3:7]), sys.argv[7], int(sys.argv[8]), *sys.argv[9:])
     elif sys.argv[1:2] == ["client"]:
-        client(sys.argv[2], *map(int, sys.argv[3:5]), sys.argv[5])
+        client(sys.argv[2], *map(int, sys.argv[3:5]), *sys.argv[5:])
     else:
         main()

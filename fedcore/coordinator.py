@@ -93,7 +93,7 @@ class Coordinator:
             return Finished(self.failed or "the run is complete")
         back, member.status = not member.available, Status.WAITING
         if back:
-            self.roster.watch(now)
+            self.roster.watch(member.client_id, now)
         task = self.rounds.offer(member.client_id)
         if task is None:
             return Wait(self.round)
@@ -122,7 +122,7 @@ class Coordinator:
         """
         member = self.roster.member(beat.session, now)
         if member.note(beat):
-            self.roster.watch(now)
+            self.roster.watch(member.client_id, now)
             name, status, number = member.client_id, beat.status, beat.round
             self.events.append(
                 ev.ClientChanged(at=now, client_id=name, status=status, round=number, step=beat.step, total=beat.total)
@@ -210,9 +210,8 @@ class Coordinator:
         """Return the clients a round may choose from, sorted, if one may open now."""
         if self.phase is not Phase.WAITING or not self.digest or self.progress.complete or self.held:
             return None
-        available = self.roster.available
-        opens = self.policy.opens_at(len(available), self.roster.quorum_since, now)
-        return available if opens is not None and now >= opens else None
+        opens = self.policy.opens_at(self.roster.ready, self.roster.quorum_since, now)
+        return self.roster.available if opens is not None and now >= opens else None
 
     def open_round(self, invited: Iterable[str], now: float) -> Round:
         """Open the next round and invite clients to it."""

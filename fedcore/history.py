@@ -51,11 +51,11 @@ class RoundRecord:
     @classmethod
     def of(cls, event: ev.RoundCommitted) -> RoundRecord:
         """Return the record of a committed round."""
-        total = sum(event.traffic.values(), Traffic())
+        total, alike = sum(event.traffic.values(), Traffic()), dict[Traffic, Traffic]()
         return cls(
             event.round, "committed", accepted=list(event.accepted), missing=dict(event.missing),
-            metrics=dict(event.metrics), seconds=event.seconds, traffic=dict(event.traffic), digest=event.digest,
-            **asdict(total),
+            metrics=dict(event.metrics), seconds=event.seconds, digest=event.digest, **asdict(total),
+            traffic={name: alike.setdefault(each, each) for name, each in event.traffic.items()},
         )  # fmt: skip
 
 

@@ -129,7 +129,7 @@ class Reception:
         if member and member.available:
             member.status = Status.ERROR
             coordinator.changes += coordinator.rounds.lose(name, "it registers too often")
-            coordinator.roster.watch(now)
+            coordinator.roster.watch(name, now)
             coordinator.tick(now)
         raise TooOften(f"client {name!r} registers too often; it may again in {wait:.1f} s", retry_after=wait)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import takewhile
 
 from fedcore.errors import Fenced, NotRegistered, PermissionDenied, RunChanged
 from fedcore.messages import Beat, ClientStatus, Session, Status, Traffic, check_client_id
@@ -44,6 +45,7 @@ class Roster:
     """The clients of one run. A client is alive while it was heard within its lease of ``lease`` seconds.
 
     Attributes:
+        members: the clients by id, those that were heard longest ago first.
         quorum_since: since when at least ``quorum`` clients are available, or None.
         stirs: counts what may change who is available.
         superseded: by client, the last processes that a newer one took the place of.
@@ -53,17 +55,23 @@ class Roster:
     run_id: str
     quorum: int
     lease: float
-    members: dict[str, Member] = field(default_factory=dict)
+    members: OrderedDict[str, Member] = field(default_factory=OrderedDict)
     quorum_since: float | None = None
     stirs: int = 0
     instances: dict[str, str] = field(default_factory=dict)
     superseded: dict[str, list[str]] = field(default_factory=dict)
     evicted: dict[str, str] = field(default_factory=dict)
+    _available: set[str] = field(default_factory=set)
 
     @property
     def available(self) -> list[str]:
         """The clients that can be given work, sorted."""
-        return sorted(m.client_id for m in self.members.values() if m.available)
+        return sorted(self._available)
+
+    @property
+    def ready(self) -> int:
+        """How many these are."""
+        return len(self._available)
 
     def register(
         self, client_id: str, token: str, *, evaluates: bool, now: float, instance: str = ""
@@ -90,11 +98,13 @@ class Roster:
         if instance in self.superseded.get(client_id, ()):
             raise Fenced(f"a newer process registered as {client_id!r}; this one must end")
         if before and again and instance and before.instance == instance:
-            before.last_seen, before.evaluates = now, evaluates
+            before.evaluates = evaluates
+            self._heard(before, now)
             return before, True
         self.know(client_id, instance)
         member = self.members[client_id] = Member(client_id, token, evaluates, now, instance)
-        self.watch(now)
+        self._heard(member, now)
+        self.watch(client_id, now)
         return member, again
 
     def processes(self, client_id: str) -> list[str]:
@@ -137,15 +147,19 @@ class Roster:
             raise NotRegistered(f"client {session.client_id[:64]!r} is not registered (any more): register again")
         if member.token != session.token:
             raise Fenced(f"a newer process registered as {session.client_id!r}; this one must end")
-        member.last_seen = now
+        self._heard(member, now)
         return member
+
+    def _heard(self, member: Member, now: float) -> None:
+        member.last_seen = now
+        self.members.move_to_end(member.client_id)
 
     def evict(self, client_id: str, reason: str, now: float) -> None:
         """Strike a client off, and if there is a reason for that, let it in no more."""
         self.members.pop(client_id, None)
         if reason:
             self.evicted[client_id] = reason
-        self.watch(now)
+        self.watch(client_id, now)
 
     def _check_welcome(self, client_id: str) -> None:
         if client_id in self.evicted:
@@ -163,16 +177,15 @@ class Roster:
 
     def expire(self, now: float) -> list[Member]:
         """Strike off the clients whose lease ran out, and return them."""
-        lost = [m for m in self.members.values() if now >= m.last_seen + self.lease]
+        lost = list(takewhile(lambda member: now >= member.last_seen + self.lease, self.members.values()))
         for member in lost:
             del self.members[member.client_id]
-        if lost:
-            self.watch(now)
+            self.watch(member.client_id, now)
         return lost
 
     def next_expiry(self) -> float | None:
         """Return when the next lease runs out if nobody is heard of."""
-        return min((m.last_seen + self.lease for m in self.members.values()), default=None)
+        return next((member.last_seen + self.lease for member in self.members.values()), None)
 
     def evaluators(self) -> list[str]:
         """Return the clients that offered to evaluate, sorted."""
@@ -191,11 +204,15 @@ class Roster:
         """How many clients have not heard yet that the run is over; those that are expected included."""
         return sum(not m.told and (m.available or not m.token) for m in self.members.values())
 
-    def watch(self, now: float) -> None:
-        """Note since when there are enough clients; called when one came, went, or changed."""
+    def watch(self, client_id: str, now: float) -> None:
+        """Note whether a client can be given work, and since when enough can; called when it came, went, or changed."""
         self.stirs += 1
-        enough = islice((m for m in self.members.values() if m.available), self.quorum)  # no need to look at all
-        if sum(1 for _ in enough) < self.quorum:
+        member = self.members.get(client_id)
+        if member is not None and member.available:
+            self._available.add(client_id)
+        else:
+            self._available.discard(client_id)
+        if self.ready < self.quorum:
             self.quorum_since = None
         elif self.quorum_since is None:
             self.quorum_since = now

@@ -280,12 +280,12 @@ def test_f21_a_client_whose_session_is_gone_and_who_is_refused_goes_on_later():
         assert waited.wait(20)
         with server.hub.turn() as machine:
             process = machine.roster.instances["a"]
-            del machine.roster.members["a"]
+            machine.roster.evict("a", "", 0.0)
         with Grpc().connect(server.address) as connection:
             for _ in range(9):
                 connection.request(Register("a", accepts=("safetensors",), instance=process))
             with server.hub.turn() as machine:
-                del machine.roster.members["a"]
+                machine.roster.evict("a", "", 0.0)
             with pytest.raises(TooOften):
                 connection.request(Register("a", accepts=("safetensors",), instance=process))
         calm.set()

@@ -91,7 +91,7 @@ class Federation:
 @pytest.mark.parametrize(("mode", "mib"), [("stream", 8), ("unary", 24)])
 def test_over_a_link_that_never_lasts_for_a_whole_body(mode, mib, direction, how, undisturbed):
     """No connection carries more than 5 MiB; a body that began anew each time would never arrive."""
-    wire = Grpc(transfer=TransferPolicy(mode=mode), chunk_bytes=MIB // 4)
+    wire = Grpc(transfer=TransferPolicy(threshold_bytes=100 * MIB, mode=mode), chunk_bytes=MIB // 4)
     with Federation(mib, wire) as federation:
         federation.proxy.cut(5 * MIB, how, direction=direction)
         assert federation.run() == undisturbed(mib)

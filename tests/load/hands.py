@@ -1,7 +1,6 @@
 """Clients that take a task, say so, and all send their updates, or fetch the model, at the same moment: told ``go``.
 
-Settings: ``address``, ``count``, ``floats`` of the model, ``mode`` of transfer, ``fetch`` (the model is fetched, and nothing
-sent).
+Settings: ``address``, ``count``, ``floats`` of the model, ``fetch`` (the model is fetched, and nothing sent).
 The clients share one update, and of what they fetch they keep nothing, so that this process stays small.
 Says ``ready`` when all have a task, and ``done`` when all have ended.
 """
@@ -16,7 +15,6 @@ from procs import say, settings, told
 from fedcore import Grpc
 from fedcore.link import Link
 from fedcore.messages import Assigned, Pull, Register
-from fedcore.transports.grpc import TransferPolicy
 
 FETCHES = 2  # of those that later send, at a time
 
@@ -57,8 +55,8 @@ def fetcher(connection, name, _, gates):
     return run
 
 
-def main(address, count, floats, mode="adaptive", fetch=False):
-    model, wire = {"w": torch.linspace(-1, 1, floats)}, Grpc(transfer=TransferPolicy(mode=mode))
+def main(address, count, floats, fetch=False):
+    model, wire = {"w": torch.linspace(-1, 1, floats)}, Grpc()
     gates = {
         "fetch": threading.Semaphore(FETCHES), "go": threading.Event(),
         "ready": threading.Barrier(count, action=lambda: say(ready=count)),

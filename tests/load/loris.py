@@ -98,9 +98,9 @@ class Upload:
             self.call.result()
             return who, 0.0, "OK"
         except grpc.RpcError as error:
-            refused = status.outcome_of(error)
-            reason = refused.reason if refused else status.error_of(error, "").reason
-            return who, time.monotonic() - self.since, f"{error.code().name} {reason}"
+            how = status.outcome_of(error) or status.error_of(error, "")
+            words = f": {error.details()}" if how.reason == "CONNECTION_LOST" else ""
+            return who, time.monotonic() - self.since, f"{error.code().name} {how.reason}{words}"
         finally:
             self.channel.close()
 

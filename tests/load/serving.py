@@ -1,7 +1,7 @@
 """A server: says when it started, whom it lost, what became of each round, and at last the digest of the model.
 
-Settings: ``floats`` of the model, and arguments of FedAvg (``strategy``), ServerConfig (``config``), Limits (``limits``), Grpc
-(``grpc``) and TransferPolicy (``mode``); ``address``.
+Settings: ``floats`` of the model, and arguments of FedAvg (``strategy``), ServerConfig (``config``), Limits (``limits``) and
+Grpc (``grpc``); ``address``.
 """
 
 import threading
@@ -10,7 +10,6 @@ import torch
 from procs import say, settings, told
 
 from fedcore import FedAvg, Grpc, Limits, ServerConfig, digest, events, start_server
-from fedcore.transports.grpc import TransferPolicy
 
 
 def note(event):
@@ -32,11 +31,11 @@ def obey():
         pass
 
 
-def main(floats=1000, address="127.0.0.1:0", strategy=None, config=None, limits=None, grpc=None, mode="adaptive"):
+def main(floats=1000, address="127.0.0.1:0", strategy=None, config=None, limits=None, grpc=None):
     threading.Thread(target=obey, daemon=True).start()
     torch.set_num_threads(1)
     model = FedAvg({"w": torch.zeros(floats)}, **(strategy or {}))
-    wire = Grpc(transfer=TransferPolicy(mode=mode), **(grpc or {}))
+    wire = Grpc(**(grpc or {}))
     wanted = ServerConfig(limits=Limits(**(limits or {})), **(config or {}))
     _, final = start_server(address, wanted, model, transport=wire, observers=[note])
     say(digest=digest(final))

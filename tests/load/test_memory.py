@@ -11,13 +11,13 @@ from fedcore.messages import StatusQuery
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
-def exchange(count, nbytes, *, mode="adaptive", fetch=False, timeout=600.0, **limits):
+def exchange(count, nbytes, *, fetch=False, timeout=600.0, **limits):
     """Let clients send their updates, or fetch the model, all at once; return what that was like for the server."""
     wanted = {"min_fit_clients": count, "clients_per_round": count}
     floats, config = nbytes // 4, {"num_rounds": 2}
-    with Served(floats=floats, strategy=wanted, config=config, limits=limits, mode=mode) as server:
+    with Served(floats=floats, strategy=wanted, config=config, limits=limits) as server:
         idle = server.rss
-        with Process("hands.py", address=server.address, count=count, floats=floats, mode=mode, fetch=fetch) as hands:
+        with Process("hands.py", address=server.address, count=count, floats=floats, fetch=fetch) as hands:
             hands.until("ready", timeout)
             ready = server.rss
             server.forget_peak()
@@ -54,16 +54,15 @@ def test_p6_large_updates_that_come_at_once_take_turns_in_the_memory_set_aside(f
 SMALLER, FEW, SOME, MOST = scaled(20, 8) * MIB, 5, scaled(20, 10), scaled(80, 20)
 
 
-@pytest.mark.parametrize("mode", ["stream", "unary"])
 @pytest.mark.timeout(900)
-def test_p7_summing_up_takes_the_same_memory_however_many_updates_there_are(found, mode):
-    seen = {count: exchange(count, SMALLER, mode=mode) for count in (FEW, SOME, MOST)}
+def test_p7_summing_up_takes_the_same_memory_however_many_updates_there_are(found):
+    seen = {count: exchange(count, SMALLER) for count in (FEW, SOME, MOST)}
     grown = {count: each["grown_mib"] for count, each in seen.items()}
     missing = sum(count - each["outcomes"]["accepted"] for count, each in seen.items())
     most = max(each["peak_mib"] for each in seen.values()) / seen[FEW]["peak_mib"]
     bounds = {"peak_over_few": (round(most, 3), 1.1), "missing": (missing, 0)}
     seconds = {count: each["seconds"] for count, each in seen.items()}
-    assert not found("P7", bounds, mode=mode, update_mib=SMALLER // MIB, grown_mib=grown, seconds=seconds, scale=SCALE)
+    assert not found("P7", bounds, update_mib=SMALLER // MIB, grown_mib=grown, seconds=seconds, scale=SCALE)
 
 
 FETCHERS = scaled(50, 10)

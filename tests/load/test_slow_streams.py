@@ -13,7 +13,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 STALL, RATE = 2.0, 10.0
 STRANGERS, MEMBERS, KNOCKS = scaled(150), scaled(50), scaled(20)
-CLIENTS, ROUNDS, TRAINING = 5, 20, 1.0
+CLIENTS, ROUNDS, TRAINING = 5, 25, 1.0
+BEHIND = 7  # rounds in which the last wave ends: the server stays until then
 FLOATS = 50_000
 NOISE = 1.0  # seconds by which a round may last longer, on a machine that does both
 
@@ -47,7 +48,7 @@ def train(disturb=None, **config):
         if disturb:
             with Process("loris.py", address=server.address, rate=RATE, **disturb) as crowd:
                 crowd.until("slow")
-                server.until("committed", 300, met=lambda line: line["committed"] >= ROUNDS - 1)
+                server.until("committed", 300, met=lambda line: line["committed"] >= ROUNDS - BEHIND)
                 ended = crowd.ask("enough", 120)
         digest = server.until("digest", 300)["digest"]
         for thread in threads:

@@ -74,6 +74,18 @@ def test_i15_a_lease_runs_out_exactly_when_it_says(roster):
     assert roster.next_expiry() is None
 
 
+def test_whoever_was_heard_last_is_the_last_to_be_given_up(roster):
+    for name in "abc":
+        join(roster, name, now=float("abc".index(name)))
+    roster.member(Session("run", "a", "t"), 10.0)
+    roster.register("b", "t2", evaluates=False, now=11.0, instance="")
+    roster.expect("d", 12.0)
+    assert list(roster.members) == ["c", "a", "b", "d"]
+    assert roster.next_expiry() == 32.0
+    assert [member.client_id for member in roster.expire(41.0)] == ["c", "a", "b"]
+    assert (roster.available, roster.ready, roster.next_expiry()) == ([], 0, 42.0)
+
+
 def test_w15_nothing_is_kept_of_a_client_that_is_gone(roster):
     for index in range(50):
         join(roster, f"c{index}", now=float(index))
@@ -98,14 +110,15 @@ def test_a_client_in_error_is_there_but_not_available(roster):
     for name in "cab":
         join(roster, name, evaluates=name != "c")
     assert roster.available == ["a", "b", "c"]
+    assert roster.ready == 3
     assert roster.evaluators() == ["a", "b"]
     roster.members["a"].note(beat(Status.ERROR))
-    roster.watch(7.0)
+    roster.watch("a", 7.0)
     assert roster.available == ["b", "c"]
     assert roster.evaluators() == ["b"]
     assert roster.quorum_since == 0.0
     roster.members["b"].note(beat(Status.ERROR))
-    roster.watch(8.0)
+    roster.watch("b", 8.0)
     assert roster.quorum_since is None
 
 

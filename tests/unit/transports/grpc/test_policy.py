@@ -4,6 +4,7 @@ import pytest
 
 from fedcore.errors import ConfigError
 from fedcore.transports.grpc import TransferPolicy
+from fedcore.transports.grpc.framing import LARGEST_CHUNK
 
 PLAIN, BERT = ["fc.weight", "fc.bias"], ["fc.weight", "Encoder.BERT.layer.0"]
 
@@ -11,11 +12,11 @@ PLAIN, BERT = ["fc.weight", "fc.bias"], ["fc.weight", "Encoder.BERT.layer.0"]
 @pytest.mark.parametrize(
     ("options", "nbytes", "names", "streams"),
     [
-        ({}, 100_000_000, PLAIN, False), ({}, 100_000_001, PLAIN, True), ({}, 0, [], False), ({}, 1, BERT, True),
+        ({}, 1 << 20, PLAIN, False), ({}, (1 << 20) + 1, PLAIN, True), ({}, 0, [], False), ({}, 1, BERT, True),
         ({"threshold_bytes": 0}, 0, PLAIN, False), ({"threshold_bytes": 0}, 1, PLAIN, True),
         ({"stream_transformers": False}, 1, BERT, False), ({"stream_transformers": False}, 1 << 30, BERT, True),
-        ({"mode": "unary"}, 1, BERT, False), ({"mode": "unary"}, 100_000_000, BERT, False),
-        ({"mode": "unary"}, 100_000_001, PLAIN, True),  # no message is that large
+        ({"mode": "unary"}, 1, BERT, False), ({"mode": "unary"}, 1 << 20, BERT, False),
+        ({"mode": "unary"}, (1 << 20) + 1, PLAIN, True),  # no message is that large
         ({"mode": "stream"}, 0, [], True), ({"mode": "stream"}, 1, PLAIN, True),
         ({"keywords": ("fc",)}, 1, PLAIN, True), ({"keywords": ()}, 1, BERT, False),
     ],
@@ -34,8 +35,9 @@ def test_names_that_do_not(names):
     assert not TransferPolicy().is_transformer(names)
 
 
-def test_the_limit_leaves_room_for_the_header():
-    assert TransferPolicy(threshold_bytes=5).message_limit == 5 + (1 << 20)
+@pytest.mark.parametrize("threshold", [0, 5, 2_000_000_000])
+def test_the_limit_leaves_room_for_a_header_before_the_largest_body_or_chunk(threshold):
+    assert TransferPolicy(threshold_bytes=threshold).message_limit == max(threshold, LARGEST_CHUNK) + (1 << 20)
 
 
 @pytest.mark.parametrize(

@@ -246,8 +246,9 @@ def test_k8_a_body_of_another_length_than_announced():
 
 
 def test_u25_a_message_above_the_limit():
-    with served(transfer=TransferPolicy(threshold_bytes=1000)) as (channel, desk):
-        code, _, _ = refused(channel.unary_unary(SERVICE + "SubmitModelUpdate"), bytes((1 << 20) + 2000))
+    policy = TransferPolicy(threshold_bytes=1000)
+    with served(transfer=policy) as (channel, desk):
+        code, _, _ = refused(channel.unary_unary(SERVICE + "SubmitModelUpdate"), bytes(policy.message_limit + 1000))
         assert code is Code.RESOURCE_EXHAUSTED
         assert desk.bodies == []
 
