@@ -30,7 +30,7 @@ from fedcore.protos import fedcore_pb2 as pb
 from fedcore.security import TLS
 from fedcore.tokens import own_token
 from fedcore.transport import Body, Connection, Reply, behind
-from fedcore.transports.grpc import status, wire
+from fedcore.transports.grpc import checksums, status, wire
 from fedcore.transports.grpc.credentials import AUTHORIZATION, Files, channel_credentials, is_unwelcome
 from fedcore.transports.grpc.framing import (
     LARGEST_CHUNK,
@@ -167,7 +167,8 @@ class GrpcConnection(Connection):
         channel = self._models
         start: Any = channel.unary_stream(_path("GetGlobalModelStream"))
         try:
-            call = start(wire.pack_fetch(fetch).SerializeToString(), metadata=self._shown())
+            data = wire.pack_fetch(fetch).SerializeToString()
+            call = start(data, metadata=self._beside(data))
         except ValueError as error:
             raise _gone(error) from None
         try:
@@ -192,7 +193,7 @@ class GrpcConnection(Connection):
                 whole = with_body(pb.SubmitModelUpdateRequest(header=header), body, total)
                 channel = self._models  # another thread may renew it meanwhile
                 start: Any = channel.unary_unary(_path("SubmitModelUpdate"))
-                data = self._outcome(channel, start.future(whole, timeout=timeout, metadata=self._shown()))
+                data = self._outcome(channel, start.future(whole, timeout=timeout, metadata=self._beside(whole)))
         except grpc.RpcError as error:
             refused = status.outcome_of(error)
             if refused is None:
@@ -203,7 +204,7 @@ class GrpcConnection(Connection):
     def _upload(self, upload: _Upload, timeout: float | None) -> bytes:
         channel = self._models
         start: Any = channel.stream_unary(_path("SubmitModelUpdateStream"))
-        call = start.future(iter(upload), timeout=timeout, metadata=self._shown())
+        call = start.future(iter(upload), timeout=timeout, metadata=self._beside(upload.header))
         upload.call.set_result(call)
         try:
             return self._outcome(channel, call, lambda: upload.chunks)
@@ -217,7 +218,7 @@ class GrpcConnection(Connection):
         while True:
             before = progress()
             try:
-                return _whole(call.result(self._stall))
+                return _intact(call.result(self._stall), call)
             except grpc.FutureTimeoutError:
                 if progress() == before and not self._carries(channel):
                     call.cancel()
@@ -241,34 +242,36 @@ class GrpcConnection(Connection):
         return DeadlineExceeded(f"nothing went to or from {self._target} for {self._stall:g} s", reason="STALLED_STREAM")
 
     def _unary(self, channel: grpc.Channel, name: str, data: bytes, timeout: float | None) -> bytes:
-        call: Any = channel.unary_unary(_path(name))
-        return _whole(call(data, timeout=timeout, metadata=self._shown()))
+        ask: Any = channel.unary_unary(_path(name))
+        return _intact(*ask.with_call(data, timeout=timeout, metadata=self._beside(data)))
 
-    def _shown(self) -> tuple[tuple[str, str], ...]:
-        """Return what a call shows beside the certificate."""
+    def _beside(self, message: bytes) -> tuple[tuple[str, str], ...]:
+        """Return the metadata of a call: the checksum of its (first) message, and what shows who calls."""
         if self._token is None:
-            return ()
+            return (checksums.stated(message),)
         self._token.refresh()
-        return ((AUTHORIZATION, f"Bearer {self._token.value}"),)
+        return checksums.stated(message), (AUTHORIZATION, f"Bearer {self._token.value}")
 
 
 class _Upload:
     """The messages of an upload: the header, and when the server is ready for it, the body.
 
     Attributes:
+        header: the first of them.
         call: to be told of the call that they are read by.
         error: what went wrong while they were read.
         chunks: how many were read so far.
     """
 
     def __init__(self, header: pb.UpdateHeader, body: Body, total: int, chunk_bytes: int):
-        self._header, self._body, self._total, self._chunk_bytes = header, body, total, chunk_bytes
+        self.header = pb.ModelUpdateChunk(header=header).SerializeToString()
+        self._body, self._total, self._chunk_bytes = body, total, chunk_bytes
         self.chunks = 0
         self.call: Future[Any] = Future()
         self.error: Exception | None = None
 
     def __iter__(self) -> Iterator[bytes]:
-        yield pb.ModelUpdateChunk(header=self._header).SerializeToString()
+        yield self.header
         metadata = dict(self.call.result().initial_metadata())  # there when the server reads on, or the call is over
         try:
             offset = _offset(metadata.get(OFFSET, "0"), self._total)
@@ -307,6 +310,13 @@ def _whole(data: bytes | None) -> bytes:
     if data is None:
         raise ConnectionLost("the answer was lost on the way")
     return data
+
+
+def _intact(data: bytes | None, call: Any) -> bytes:
+    """Return the answer to a call, if it is the one that was sent."""
+    answer = _whole(data)
+    checksums.check(answer, call.trailing_metadata())
+    return answer
 
 
 def _path(name: str) -> str:

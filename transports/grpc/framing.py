@@ -29,7 +29,7 @@ RESUMABLE = 4 * LARGEST_CHUNK
 """Bodies of more bytes are streamed where the connection has broken before, so that they can be gone on with."""
 
 LONGEST_REQUEST, LONGEST_HEADER = 1 << 16, 8 << 20
-"""Bytes of a message that describes no payload, and of one that does, without its body. What is parsed takes many times that."""
+"""Bytes of a message that describes no payload, and of one that does, without its body. Parsed it takes many times that."""
 
 OFFSET = "fedcore-offset"
 """Initial metadata of the server: how many bytes of an upload it has already; the client sends those behind them."""

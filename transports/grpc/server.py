@@ -30,7 +30,7 @@ from fedcore.protos import fedcore_pb2 as pb
 from fedcore.security import TLS, Role
 from fedcore.tokens import Tokens
 from fedcore.transport import Body, Buffer, Handler, Listener, Reply, Request, leave
-from fedcore.transports.grpc import status, wire
+from fedcore.transports.grpc import checksums, status, wire
 from fedcore.transports.grpc.credentials import server_credentials
 from fedcore.transports.grpc.feed import Feed
 from fedcore.transports.grpc.framing import (
@@ -179,11 +179,17 @@ class Service:
                 with self.guard.known(context) as peer:
                     if peer.role is Role.ANONYMOUS or peer.revoked:  # refused, and noted, before anything it sends is read
                         await self._ask(context, Unread())
-                    return await call(request, context)
+                    if isinstance(request, bytes):
+                        checksums.check(request, context.invocation_metadata())
+                    if (answer := await call(request, context)) is not None:
+                        context.set_trailing_metadata((checksums.stated(answer),))
+                    return answer
             except FedcoreError as error:
                 await _abort(context, status.of_error(error))
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
+            except grpc.aio.InternalError:  # the connection ended while something was sent
+                raise asyncio.CancelledError from None
             except Exception:  # noqa: BLE001 - logged, and answered with an error that names the log entry
                 await _abort(context, _unexpected(call.__name__))
 
@@ -255,7 +261,7 @@ class Service:
         return await self._submitted(await self._ask(context, header, [body]), context)
 
     async def _submit_stream(self, messages: AsyncIterator[bytes], context: Any) -> bytes:
-        first = await self._first(messages)
+        first = await self._first(messages, context)
         if not first.HasField("header") or first.chunk_data:
             raise ProtocolError("the first message of an upload holds the header, and no data", reason="PROTOCOL_ORDER")
         header = wire.unpack_submit(first.header)
@@ -270,13 +276,14 @@ class Service:
         finally:
             feed.close()
 
-    async def _first(self, messages: AsyncIterator[bytes]) -> pb.ModelUpdateChunk:
+    async def _first(self, messages: AsyncIterator[bytes], context: Any) -> pb.ModelUpdateChunk:
         try:
             data = await asyncio.wait_for(anext(messages), self._limits.stall_timeout)
         except StopAsyncIteration:
             raise ProtocolError("the upload is empty", reason="EMPTY_STREAM") from None
         except TimeoutError:
             raise ProtocolError("the upload did not begin", reason="STALLED_STREAM") from None
+        checksums.check(data, context.invocation_metadata())
         return parse(pb.ModelUpdateChunk, data, self._longest_header)
 
     async def _submitted(self, reply: Reply, context: Any) -> bytes:
