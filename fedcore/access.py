@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from fedcore.errors import PermissionDenied, Unauthenticated
-from fedcore.messages import Beat, Command, Fetch, Message, ModelQuery, Pull, Register, StatusQuery, Submit
+from fedcore.messages import AuditQuery, Beat, Command, Fetch, Message, ModelQuery, Pull, Register, StatusQuery, Submit
 from fedcore.security import Identity, Role
 
 _ALLOWED: dict[type[Message], frozenset[Role]] = {
     **dict.fromkeys((Register, Pull, Fetch, Submit, Beat), frozenset({Role.CLIENT})),
     StatusQuery: frozenset({Role.CLIENT, Role.OPERATOR, Role.ADMIN}),
-    ModelQuery: frozenset({Role.OPERATOR, Role.ADMIN}),
+    **dict.fromkeys((ModelQuery, AuditQuery), frozenset({Role.OPERATOR, Role.ADMIN})),
     Command: frozenset({Role.ADMIN}),
 }
+_HERE_ALONE = AuditQuery | Command  # where nobody is verified
 
 
 def check_access(peer: Identity, message: Message, *, share_model: bool = False) -> None:
     """Check that a peer may ask for something.
 
-    Where the transport verifies nobody, everybody may ask for everything, but only from this machine for what admins do.
+    Where the transport verifies nobody, everybody may ask for everything, but only from this machine for what admins do and
+    for the audit log.
 
     Args:
         peer: who asks, as the transport verified it.
@@ -30,10 +32,11 @@ def check_access(peer: Identity, message: Message, *, share_model: bool = False)
     """
     if peer.revoked:
         raise PermissionDenied(f"this {peer.revoked} was revoked", reason="REVOKED")
-    if peer.role is None and (peer.is_here or not isinstance(message, Command)):
+    if peer.role is None and (peer.is_here or not isinstance(message, _HERE_ALONE)):
         return
     if peer.role is None:
-        raise Unauthenticated("without certificates a server is told what to do from its own machine only")
+        what = "is told what to do" if isinstance(message, Command) else "shows its audit log"
+        raise Unauthenticated(f"without certificates a server {what} from its own machine only")
     if peer.role is Role.ANONYMOUS:
         unknown = "this server knows its peers by certificates or tokens, and you have shown none that is good"
         raise Unauthenticated(peer.problem or unknown)

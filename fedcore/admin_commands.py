@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from fedcore import connecting
 from fedcore.errors import ConfigError
-from fedcore.messages import Act, Command, Done, check_client_id
+from fedcore.messages import Act, Command, Done
 from fedcore.observers.units import harmless, size
+from fedcore.values import check_client_id
 
 __all__ = ["add_commands"]
 

@@ -26,15 +26,15 @@ from fedcore.private import claim_file
 NAME = "audit.jsonl"
 """The file in a state directory."""
 
-_NOTHING = "0" * 64
 _TOLD: tuple[type[ev.Event], ...] = (
     ev.RunStarted, ev.RunPaused, ev.RunFinished, ev.ServerLeft, ev.ClientRegistered, ev.ClientLost, ev.ClientEvicted,
     ev.UpdateAccepted, ev.UpdateRefused, ev.AccessRefused, ev.RoundOpened, ev.RoundCommitted, ev.RoundFailed, ev.Commanded,
+    ev.AuditRead,
 )  # fmt: skip
 _LASTING = (ev.RoundCommitted, ev.Commanded, ev.ClientEvicted, ev.RunFinished)  # on the disk before anything else is written
-_REPEATED = (ev.ClientRegistered, ev.UpdateRefused, ev.AccessRefused)  # what a peer can cause at will
+_REPEATED = (ev.ClientRegistered, ev.UpdateRefused, ev.AccessRefused, ev.AuditRead)  # what a peer can cause at will
 _UNSAID = {"at", "past", "metrics", "traffic", "seconds", "silent"}
-_NOT_COMPARED = {"round", "again", "address"}  # in what repeats
+_NOT_COMPARED = {"round", "again", "address", "after"}  # in what repeats
 _ONCE_IN = 1.0  # seconds: a peer's repetitions within are counted in one line
 _MOST_HELD = 1024  # peers whose repetitions are counted at a time
 _LONGEST_TEXT = 500
@@ -63,6 +63,10 @@ class Verified:
     last: str = ""
     torn: bool = False
     expected: int = 0
+
+
+EMPTY = Verified(0, "0" * 64)
+"""A log in which nothing is yet; the first line has its head as ``before``."""
 
 
 @dataclass
@@ -113,6 +117,22 @@ class Audit:
                 self._write(what, facts)
             if isinstance(event, _LASTING):
                 os.fsync(self._file.fileno())
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    def settle(self) -> int:
+        """Have what was written so far on the disk, and return how many bytes that is: whole lines.
+
+        Raises:
+            OSError: that cannot be done.
+        """
+        with self._lock:
+            if not self._file.closed:
+                os.fsync(self._file.fileno())
+            return self._end
 
     def close(self) -> None:
         """Write everything out, and close the file. May be called twice."""
@@ -183,7 +203,7 @@ def verify(path: str | Path, *, expect: str = "", at: int = 0) -> Verified:
             and what is wrong with it. Or it is not the log that was expected, with reason ``AUDIT_CUT``.
         OSError: it cannot be read.
     """
-    path, number, head, torn, found = Path(path), 0, _NOTHING, False, 0
+    path, number, head, torn, found = Path(path), 0, EMPTY.head, False, 0
     first = last = ""
     for line, own in _checked(path):
         if torn := line is None:
@@ -250,13 +270,32 @@ def _checked(path: Path) -> Iterator[tuple[dict[str, Any] | None, str]]:
     Raises:
         StateError: one does not follow the one before.
     """
-    before = _NOTHING
+    before = EMPTY.head
     for number, (data, whole) in enumerate(_lines(path), 1):
-        line = _parsed(data) if whole else None
-        if whole and (line is None or (line["number"], line["before"]) != (number, before)):
+        line = _following(data, number, before) if whole else None
+        if whole and line is None:
             raise StateError(f"{path}: {_what_is_wrong(path, number)}", reason="AUDIT_BROKEN")
         before = _hash(data)
         yield line, before
+
+
+def follow(log: Verified, data: bytes) -> Verified:
+    """Return what a log is with one more line, which is given with its line break.
+
+    Raises:
+        StateError: the line does not follow, with reason ``AUDIT_BROKEN``.
+    """
+    line = _following(data[:-1], log.lines + 1, log.head) if data.endswith(b"\n") else None
+    if line is None:
+        raise StateError(f"line {log.lines + 1} does not follow the one before", reason="AUDIT_BROKEN")
+    time = str(line.get("time", ""))
+    return Verified(log.lines + 1, _hash(data[:-1]), log.first or time, time)
+
+
+def _following(data: bytes, number: int, before: str) -> dict[str, Any] | None:
+    """Return what a line says, if it is the one with this number, behind the one with this hash."""
+    line = _parsed(data)
+    return line if line is not None and (line["number"], line["before"]) == (number, before) else None
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, bool]]:

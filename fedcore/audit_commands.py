@@ -1,4 +1,4 @@
-"""The commands that look at an audit log: ``fedcore audit verify`` and ``fedcore audit show``. They change nothing."""
+"""The commands about an audit log: ``fedcore audit verify`` and ``show`` look at one, ``copy`` keeps a copy of a server's."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedcore import audit
+from fedcore import audit, audit_pages, connecting
+from fedcore.audit import Verified
+from fedcore.messages import AuditPage, AuditQuery
 from fedcore.observers.units import count, harmless
 
 __all__ = ["add_audit"]
 
 _CHAIN = ("number", "time", "what", "before")
 _LISTS = ("invited", "accepted", "missing")
+_PAGE_TIMEOUT = 60.0  # seconds; a page has 256 KiB
 
 
 def add_audit(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +30,7 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_verify(commands.add_parser("verify", help="check that nobody changed it"))
     _add_show(commands.add_parser("show", help="show what it says"))
+    _add_copy(commands.add_parser("copy", help="keep a copy of a server's"))
 
 
 def _add_log(parser: argparse.ArgumentParser) -> None:
@@ -65,14 +69,44 @@ def _verify(chosen: argparse.Namespace) -> int:
     if chosen.json:
         sys.stdout.write(json.dumps({"log": str(path), **asdict(found)}) + "\n")
         return 0
-    when = f", from {found.first} to {found.last}" if found.lines else ""
-    said = [f"whole: {count(found.lines, 'line')}{when}", f"head {found.head}"]
+    said = _heading(found)
     if found.expected:
         since = count(found.lines - found.expected, "line")
         said.append(f"line {found.expected} has the hash that was noted, and {since} came behind it")
     if found.torn:
         said.append("the last line is half written and does not count: a crash leaves that, and nobody tampered with it")
     sys.stdout.writelines(f"{line}\n" for line in said)
+    return 0
+
+
+def _heading(found: Verified, new: str = "") -> list[str]:
+    when = f", from {harmless(found.first)} to {harmless(found.last)}" if found.lines else ""
+    return [f"whole: {count(found.lines, 'line')}{new}{when}", f"head {found.head}"]
+
+
+# --- copy -------------------------------------------------------------------------------------------------------------
+
+
+def _add_copy(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Copy a server's log to a file, or go on with that copy: what is new is added if it follows what is there. If the "
+        "server no longer has what was copied, that is an error, and the copy stays as it was. For operators and admins; "
+        "without certificates, for whoever is on the server's machine. The log says who read it."
+    )
+    connecting.add_options(parser, bearer="an operator or an admin")
+    parser.add_argument("file", metavar="FILE", help="the copy; made if it is not there, for its owner alone")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(command=_copy)
+
+
+def _copy(chosen: argparse.Namespace) -> int:
+    path = Path(chosen.file)
+    with connecting.connect(chosen) as connection:
+        done = audit_pages.copy(path, lambda after: connecting.ask(connection, AuditQuery(after), AuditPage, _PAGE_TIMEOUT))
+    if chosen.json:
+        sys.stdout.write(json.dumps({"log": str(path), **asdict(done.whole), "new": done.new}) + "\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in _heading(done.whole, f", {done.new} new"))
     return 0
 
 

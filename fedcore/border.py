@@ -6,11 +6,12 @@ from concurrent.futures import Future
 
 from fedcore import events as ev
 from fedcore.access import check_access
+from fedcore.audit_pages import Pages
 from fedcore.errors import AccessError, ConfigError, FedcoreError, ProtocolError, SessionError, TooOften
 from fedcore.hub import Hub
 from fedcore.last_model import LastModel
 from fedcore.limits import Limits
-from fedcore.messages import Act, Command, Done, Message, ModelQuery, Register, ServerStatus, StatusQuery
+from fedcore.messages import Act, AuditQuery, Command, Done, Message, ModelQuery, Register, ServerStatus, StatusQuery
 from fedcore.refusals import Refusals
 from fedcore.security import Identity, Role
 from fedcore.tasks import answer, fail
@@ -28,7 +29,12 @@ class Border:
         last: the last model, for those who may have it.
         share_model: whether clients may.
         limits: how often who is told that it may not.
+
+    Attributes:
+        pages: hands out the audit log; None: there is none.
     """
+
+    pages: Pages | None = None
 
     def __init__(self, hub: Hub, last: LastModel, *, share_model: bool = False, limits: Limits = Limits()):
         self._hub, self._last, self._share_model, self._since = hub, last, share_model, hub.clock.now()
@@ -43,6 +49,8 @@ class Border:
                 answer(future, Reply(self.status(request.peer)))
             elif isinstance(message, ModelQuery):
                 self._last.answer(message, future)
+            elif isinstance(message, AuditQuery):
+                future = self._read(message, request.peer)
             elif isinstance(message, Command):
                 answer(future, Reply(self._obey(message, request.peer)))
             else:
@@ -68,6 +76,14 @@ class Border:
                 target=machine.policy.target, codec=hub.codec.name, elapsed=now - self._since, clients=members,
                 metrics=dict(hub.metrics), traffic=hub.tasks.traffic, encodings=hub.tasks.broadcast.encodings,
             )  # fmt: skip
+
+    def _read(self, query: AuditQuery, peer: Identity) -> Future[Reply]:
+        """Hand out a page of the audit log, and note there who reads it."""
+        if self.pages is None:
+            what = "this server keeps no audit log: it has neither a state_dir nor an audit_log (see ServerConfig)"
+            raise ProtocolError(what, reason="NO_AUDIT_LOG")
+        self._hub.record(ev.AuditRead(at=self._hub.clock.now(), peer=peer.name, address=peer.address, after=query.after))
+        return self.pages.answer(query)
 
     def _obey(self, command: Command, peer: Identity) -> Done:
         """Do what an admin says."""

@@ -57,13 +57,13 @@ def connect(chosen: argparse.Namespace) -> Connection:
     return connection
 
 
-def ask(connection: Connection, message: Message, kind: type[A]) -> A:
-    """Ask for something, and return the answer, which is of one kind.
+def ask(connection: Connection, message: Message, kind: type[A], timeout: float = _ANSWER_TIMEOUT) -> A:
+    """Ask for something, and return the answer, which is of one kind and comes within ``timeout`` seconds.
 
     Raises:
         FedcoreError: it is of another, or the server refused.
     """
-    reply = connection.request(message, timeout=_ANSWER_TIMEOUT).message
+    reply = connection.request(message, timeout=timeout).message
     if not isinstance(reply, kind):
         raise FedcoreError(f"the server answered with {type(reply).__name__}")
     return reply

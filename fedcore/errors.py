@@ -303,6 +303,7 @@ _FINER: dict[str, type[FedcoreError]] = {
     "EVICTED": PermissionDenied,
     "NO_SUCH_CLIENT": ProtocolError,
     "NO_MODEL": ProtocolError,
+    "NO_AUDIT_LOG": ProtocolError,
     "BAD_DTYPE": SchemaMismatch,
     "TOO_MANY_FIELDS": BadMetric,
     "BAD_OFFSET": ProtocolError,

@@ -200,6 +200,15 @@ class Commanded(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuditRead(Event):
+    """Somebody was given lines of the audit log: those behind its first ``after`` bytes."""
+
+    peer: str
+    address: str
+    after: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunPaused(Event):
     """The run cannot go on, for a ``reason`` that its operator can take away; an empty one: it goes on again."""
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from fedcore.errors import ConfigError
-from fedcore.messages import check_client_id
 from fedcore.private import append, is_private, make_folder, read_key, write
 from fedcore.security import Role
 from fedcore.tokens import ISSUER, KEYS, REVOKED, ROLES, library
+from fedcore.values import check_client_id
 
 _SIGNING_KEY, _ISSUED = "signing.key", "issued.jsonl"
 _LONGEST_NAME = 64

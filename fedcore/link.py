@@ -47,7 +47,6 @@ from fedcore.messages import (
     Submitted,
     Task,
     Wait,
-    check_client_id,
 )
 from fedcore.outbox import Outbox, Parcel
 from fedcore.parameters import Parameters, Spec
@@ -55,7 +54,7 @@ from fedcore.registry import accepted_codec, check_accepts, default_accepts
 from fedcore.registry import codec as find_codec
 from fedcore.retry import Persistence
 from fedcore.transport import Body, Connection, Reply
-from fedcore.values import Value
+from fedcore.values import Value, check_client_id
 
 log = logging.getLogger(__name__)
 A = TypeVar("A", bound=Answer)

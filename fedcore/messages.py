@@ -5,19 +5,15 @@ Nothing here knows a tensor: a payload is described by names, dtype names and si
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
-from fedcore.errors import ConfigError
 from fedcore.values import Config
 
 PROTOCOL_VERSION = 1
 """The version of the wire contract this build speaks; ``protos/fedcore.proto`` says what each changed."""
-
-_CLIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Status(StrEnum):
@@ -311,6 +307,24 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditQuery:
+    """Asks for lines of the audit log: those that begin at its byte ``after``, or behind it."""
+
+    after: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """The next whole lines of the audit log, as they are in the file, and how many bytes of it there are in all.
+
+    There is no line in it if none is left; else at least one, and no more than fit into a page.
+    """
+
+    lines: bytes
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Unread:
     """Stands for what somebody asked for of whom the transport does not know who it is: it was not even read."""
 
@@ -370,22 +384,7 @@ class ServerStatus:
     encodings: int = 0
 
 
-Message: TypeAlias = Register | Pull | Fetch | Submit | Beat | StatusQuery | ModelQuery | Command | Unread
+Message: TypeAlias = Register | Pull | Fetch | Submit | Beat | StatusQuery | ModelQuery | AuditQuery | Command | Unread
 Answer: TypeAlias = (
-    Registered | Assigned | Rest | Wait | Finished | Submitted | BeatReply | ServerStatus | Committed | Done
+    Registered | Assigned | Rest | Wait | Finished | Submitted | BeatReply | ServerStatus | Committed | AuditPage | Done
 )
-
-
-def check_client_id(client_id: str) -> str:
-    """Return ``client_id`` if it is one: 1 to 64 of ``A-Z a-z 0-9 . _ -``, starting with a letter or a digit.
-
-    Raises:
-        ConfigError: with reason ``BAD_CLIENT_ID``.
-    """
-    if not isinstance(client_id, str) or not _CLIENT_ID.fullmatch(client_id):
-        shown = repr(client_id if len(str(client_id)) <= 80 else str(client_id)[:77] + "...")
-        raise ConfigError(
-            f"client_id {shown} must be 1 to 64 characters of A-Z a-z 0-9 . _ -, starting with a letter or digit",
-            reason="BAD_CLIENT_ID",
-        )
-    return client_id

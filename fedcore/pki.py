@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from fedcore.errors import ConfigError, MissingDependency
-from fedcore.messages import check_client_id
 from fedcore.private import append, is_private, make_folder, read_key, write
 from fedcore.security import AUTHORITY, CERTIFICATE, KEY, Role, urn
+from fedcore.values import check_client_id
 
 if TYPE_CHECKING:
     from cryptography import x509

@@ -18,11 +18,12 @@ from fedcore.coordinator import Coordinator
 from fedcore.errors import CodecRefused, FedcoreError, ProtocolError, TooOften
 from fedcore.journal import Journal
 from fedcore.lane import THREADS, Lanes
-from fedcore.messages import PROTOCOL_VERSION, Register, Registered, Status, check_client_id
+from fedcore.messages import PROTOCOL_VERSION, Register, Registered, Status
 from fedcore.pace import Pace
 from fedcore.registry import accepted_codec, delta_codec
 from fedcore.tasks import Route, answer, fail
 from fedcore.transport import Reply, Request
+from fedcore.values import check_client_id
 
 _RETURNS = 60.0  # clients a second that are to come back after an interruption
 _BEATS_AT_ONCE = 250.0  # beats a second that the server asks for at most, however many clients there are

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from fedcore.errors import Fenced, NotRegistered, PermissionDenied, RunChanged
-from fedcore.messages import Beat, ClientStatus, Session, Status, Traffic, check_client_id
+from fedcore.messages import Beat, ClientStatus, Session, Status, Traffic
+from fedcore.values import check_client_id
 
 _REMEMBERED = 8  # processes of a client that were superseded
 

@@ -16,6 +16,7 @@ from fedcore import audit
 from fedcore import events as ev
 from fedcore.ambition import Best
 from fedcore.audit import Audit
+from fedcore.audit_pages import Pages
 from fedcore.border import Border
 from fedcore.clock import Clock
 from fedcore.codec import Codec
@@ -117,6 +118,7 @@ class Server:
         try:
             past = self._director.prepare(self._journal())
             self._audit = self._audited()
+            self._border.pages = Pages(self._audit, self.hub.lanes) if self._audit else None
             for event in past.events if past else ():
                 self.history.take(event)
             self._listener = self._transport.listen(self._wanted_address, self._border.handle, self.config.limits)
@@ -221,6 +223,8 @@ class Server:
         self.hub.close()
         self._evaluations.close()
         self._director.course.journal.end()
+        if self._border.pages is not None:
+            self._border.pages.close()
         if self._audit is not None:
             self._audit.close()
 

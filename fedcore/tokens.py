@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from fedcore.errors import ConfigError, MissingDependency, Unauthenticated
-from fedcore.messages import check_client_id
 from fedcore.private import is_private
 from fedcore.security import Role
+from fedcore.values import check_client_id
 from fedcore.watched import Watched
 
 LARGEST = 4096

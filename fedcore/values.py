@@ -1,18 +1,20 @@
-"""What configurations and metrics may hold, and numbers of examples."""
+"""What configurations and metrics may hold, numbers of examples, and what a client may be called."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from fedcore.errors import BadMetric, InvalidWeight
+from fedcore.errors import BadMetric, ConfigError, InvalidWeight
 
 Scalar: TypeAlias = bool | int | float | str | bytes
 Value: TypeAlias = Scalar | Sequence[Scalar]
 Config: TypeAlias = Mapping[str, Value]
 
 _MAX_FIELDS, _MAX_KEY, _MAX_TEXT = 256, 128, 1 << 16
+_CLIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def check_config(config: Config, what: str = "config") -> dict[str, Value]:
@@ -78,3 +80,18 @@ def check_num_examples(num_examples: object, cap: int) -> int:
     if isinstance(num_examples, bool) or not isinstance(num_examples, int) or not 1 <= num_examples <= cap:
         raise InvalidWeight(f"num_examples must be an integer from 1 to {cap}, not {num_examples!r}")
     return num_examples
+
+
+def check_client_id(client_id: str) -> str:
+    """Return ``client_id`` if it is one: 1 to 64 of ``A-Z a-z 0-9 . _ -``, starting with a letter or a digit.
+
+    Raises:
+        ConfigError: with reason ``BAD_CLIENT_ID``.
+    """
+    if not isinstance(client_id, str) or not _CLIENT_ID.fullmatch(client_id):
+        shown = repr(client_id if len(str(client_id)) <= 80 else str(client_id)[:77] + "...")
+        raise ConfigError(
+            f"client_id {shown} must be 1 to 64 characters of A-Z a-z 0-9 . _ -, starting with a letter or digit",
+            reason="BAD_CLIENT_ID",
+        )
+    return client_id

@@ -432,6 +432,20 @@ class GetServerStatusResponse(_message.Message):
     tensor_bytes_received: int
     def __init__(self, run_id: _Optional[str] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., committed: _Optional[int] = ..., num_rounds: _Optional[int] = ..., accepted: _Optional[int] = ..., target: _Optional[int] = ..., codec: _Optional[str] = ..., elapsed_seconds: _Optional[float] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., encodings: _Optional[int] = ..., tensor_bytes_sent: _Optional[int] = ..., tensor_bytes_received: _Optional[int] = ...) -> None: ...
 
+class GetAuditLogRequest(_message.Message):
+    __slots__ = ("after",)
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    after: int
+    def __init__(self, after: _Optional[int] = ...) -> None: ...
+
+class GetAuditLogResponse(_message.Message):
+    __slots__ = ("lines", "total")
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    lines: bytes
+    total: int
+    def __init__(self, lines: _Optional[bytes] = ..., total: _Optional[int] = ...) -> None: ...
+
 class ControlRequest(_message.Message):
     __slots__ = ("act", "client_id", "reason", "for_good")
     class Act(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):

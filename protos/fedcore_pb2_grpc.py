@@ -64,6 +64,11 @@ class FederatedLearningServiceStub(object):
                 request_serializer=fedcore_dot_protos_dot_fedcore__pb2.GetServerStatusRequest.SerializeToString,
                 response_deserializer=fedcore_dot_protos_dot_fedcore__pb2.GetServerStatusResponse.FromString,
                 _registered_method=True)
+        self.GetAuditLog = channel.unary_unary(
+                '/fedcore.v1.FederatedLearningService/GetAuditLog',
+                request_serializer=fedcore_dot_protos_dot_fedcore__pb2.GetAuditLogRequest.SerializeToString,
+                response_deserializer=fedcore_dot_protos_dot_fedcore__pb2.GetAuditLogResponse.FromString,
+                _registered_method=True)
         self.Control = channel.unary_unary(
                 '/fedcore.v1.FederatedLearningService/Control',
                 request_serializer=fedcore_dot_protos_dot_fedcore__pb2.ControlRequest.SerializeToString,
@@ -124,6 +129,13 @@ class FederatedLearningServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAuditLog(self, request, context):
+        """Brings lines of the log of who did what: for operators and admins.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Control(self, request, context):
         """Has the server do something: for admins.
         """
@@ -170,6 +182,11 @@ def add_FederatedLearningServiceServicer_to_server(servicer, server):
                     servicer.GetServerStatus,
                     request_deserializer=fedcore_dot_protos_dot_fedcore__pb2.GetServerStatusRequest.FromString,
                     response_serializer=fedcore_dot_protos_dot_fedcore__pb2.GetServerStatusResponse.SerializeToString,
+            ),
+            'GetAuditLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuditLog,
+                    request_deserializer=fedcore_dot_protos_dot_fedcore__pb2.GetAuditLogRequest.FromString,
+                    response_serializer=fedcore_dot_protos_dot_fedcore__pb2.GetAuditLogResponse.SerializeToString,
             ),
             'Control': grpc.unary_unary_rpc_method_handler(
                     servicer.Control,
@@ -344,6 +361,33 @@ class FederatedLearningService(object):
             '/fedcore.v1.FederatedLearningService/GetServerStatus',
             fedcore_dot_protos_dot_fedcore__pb2.GetServerStatusRequest.SerializeToString,
             fedcore_dot_protos_dot_fedcore__pb2.GetServerStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuditLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedcore.v1.FederatedLearningService/GetAuditLog',
+            fedcore_dot_protos_dot_fedcore__pb2.GetAuditLogRequest.SerializeToString,
+            fedcore_dot_protos_dot_fedcore__pb2.GetAuditLogResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -21,6 +21,8 @@ from fedcore.messages import (
     Act,
     Answer,
     Assigned,
+    AuditPage,
+    AuditQuery,
     Beat,
     BeatReply,
     ClientStatus,
@@ -109,6 +111,7 @@ def _messages(transport: Transport, patience: float) -> None:
         (Beat(_SESSION, Status.ERROR, 1, 2, 3, "fit-1-0", "boom"), BeatReply(True, Directive.ABORT_TASK, "late")),
         (StatusQuery(), status),
         (ModelQuery(), Committed(7, manifest)),
+        (AuditQuery(1 << 40), AuditPage(b"one line\nand one\n", 1 << 41)),
         (Command(Act.EVICT, "client-1", "because", False), Done("done")),
     ]
     seen: list[Request] = []

@@ -22,13 +22,12 @@ from fedcore.messages import (
     Status,
     Submit,
     TensorInfo,
-    check_client_id,
 )
 from fedcore.parameters import Spec
 from fedcore.protos import fedcore_pb2 as pb
 from fedcore.transports.grpc import wire
 from fedcore.transports.grpc.framing import LARGEST_CHUNK, SMALLEST_CHUNK, Assembly, chunks, parse, with_body, without_body
-from fedcore.values import check_metrics, check_num_examples
+from fedcore.values import check_client_id, check_metrics, check_num_examples
 
 KINDS = (
     pb.RegisterClientRequest, pb.GetGlobalModelRequest, pb.SubmitModelUpdateRequest, pb.ModelUpdateChunk, pb.HeartbeatRequest,

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from fedcore import Client, FedAvg, Grpc, RunFailed, Server, ServerConfig, start_client
-from fedcore.audit import verify
+from fedcore.audit import Audit, verify
+from fedcore.audit_pages import copy
 from fedcore.errors import PermissionDenied, ProtocolError
 from fedcore.events import ClientEvicted, Commanded, RoundOpened
-from fedcore.messages import Act, Command, Done
+from fedcore.messages import Act, AuditPage, AuditQuery, Command, Done, StatusQuery
 from fedcore.transports.memory import Memory
 
 MODEL = {"w": torch.zeros(4)}
@@ -150,3 +151,50 @@ def test_the_audit_log_tells_what_happened(wire, tmp_path):
         assert told.count(("UpdateAccepted", "a")) == 2
         assert [each for each in told if each[0] == "RoundCommitted"] == [("RoundCommitted", r.digest) for r in history.rounds]
         assert told[-1] == ("RunFinished", None)
+
+
+def test_the_audit_log_is_read_over_the_wire(wire, tmp_path):
+    config = ServerConfig(num_rounds=1, audit_log=str(tmp_path / "log"))
+    with Server(wire.anywhere, transport=wire, config=config, strategy=FedAvg(MODEL)) as server:
+        with wire.connect(server.address) as connection:
+            server.hub.flush_events()
+            page = connection.request(AuditQuery(), timeout=PATIENCE).message
+            assert json.loads(page.lines.splitlines()[0])["what"] == "RunStarted"
+            assert page.total == len(page.lines)
+            end = connection.request(AuditQuery(1 << 40), timeout=PATIENCE).message
+            assert (end.lines, end.total >= page.total) == (b"", True)
+        done = copy(tmp_path / "copy", lambda after: ask(wire, server, after))
+        assert done.new == done.whole.lines == verify(tmp_path / "copy").lines
+
+
+def ask(wire, server, after):
+    with wire.connect(server.address) as connection:
+        return connection.request(AuditQuery(after), timeout=PATIENCE).message
+
+
+def test_a_server_without_an_audit_log_says_so(wire):
+    with Federation(wire, {}) as federation, pytest.raises(ProtocolError, match="keeps no audit log") as caught:
+        ask(wire, federation.server, 0)
+    assert caught.value.reason == "NO_AUDIT_LOG"
+
+
+def test_nobody_waits_for_a_disk_that_is_slow_to_give_the_log(tmp_path, monkeypatch):
+    reading, gate, pages = threading.Event(), threading.Event(), []
+
+    def slow(log):
+        reading.set()
+        assert gate.wait(PATIENCE)
+        return 0
+
+    monkeypatch.setattr(Audit, "settle", slow)
+    config, wire = ServerConfig(num_rounds=1, audit_log=str(tmp_path / "log")), Grpc()
+    with Server(wire.anywhere, transport=wire, config=config, strategy=FedAvg(MODEL)) as server:
+        reader = threading.Thread(target=lambda: pages.append(ask(wire, server, 0)))
+        reader.start()
+        assert reading.wait(PATIENCE)
+        with wire.connect(server.address) as connection:
+            assert connection.request(StatusQuery(), timeout=PATIENCE).message.phase == "waiting"
+        assert pages == []
+        gate.set()
+        reader.join(PATIENCE)
+    assert pages == [AuditPage(b"", 0)]

@@ -176,6 +176,8 @@ def test_the_section_on_stepping_in(world):
     assert re.fullmatch(r"the model that the run began with, digest [0-9a-f]{16}, is in so-far\.safetensors \(.+\)", model)
     assert evicted == "hospital-d was sent away, and may register again"
     assert resumed == "the run goes on"
+    copied = [world.run("at the coordinator", 14).splitlines()[0] for _ in range(2)]
+    assert all(re.fullmatch(r"whole: \d+ lines, \d+ new, from \S+ to \S+", each) for each in copied)
     clients += [world.start("at hospital-a", 1, name) for name in ("hospital-b", "hospital-c")]
     ended(server)
     assert [ended(client)[0] for client in clients] == ["the run is over\n"] * 4
@@ -186,15 +188,19 @@ def test_the_section_on_stepping_in(world):
     assert "ClientEvicted  client_id=hospital-d  reason=its table is wrong" in told
     assert re.search(r"Commanded  peer=head-of-study  .*act=evict  client_id=hospital-d", told)
     assert "act=pause" not in told
+    copy, log = (world.folder / "coordinator" / name for name in ("heart-audit.jsonl", "runs/heart/audit.jsonl"))
+    assert log.read_bytes().startswith(copy.read_bytes())
+    assert b'"act": "resume"' in copy.read_bytes()
+    assert b'"AuditRead", "peer": "control-room"' in log.read_bytes()
     assert (world.folder / "coordinator" / "runs" / "heart").stat().st_mode & 0o777 == 0o700
 
 
 def test_all_blocks_are_run():
     places = [where for kind, where, _ in BLOCKS if kind == "bash"]
-    assert places.count("at the coordinator") == 14
+    assert places.count("at the coordinator") == 15
     assert places.count("at hospital-a") == 3
     assert places.count("on the laptop") == 1
-    assert len(places) == 18
+    assert len(places) == 19
     programs = ["study.py", "laptop.py", "server.py", "client.py", "token_server.py", "token_client.py"]
     assert [name for kind, name, _ in BLOCKS if kind == "python"] == programs
     assert PAGE.count("```") == 2 * len(BLOCKS)

@@ -171,7 +171,7 @@ class Site:
 
     def __init__(self, folder, *, minimum, **settings):
         self.folder, self.happened, self._came = folder, [], threading.Condition()
-        self.wire = Recorder(Grpc(transfer=TransferPolicy(mode="stream")))
+        self.wire = Recorder(Grpc(transfer=TransferPolicy(mode="stream", threshold_bytes=16 << 20)))
         model = {"w": torch.zeros(FLOATS), "n": torch.tensor(0)}
         strategy = FedAvg(model, min_fit_clients=minimum, clients_per_round=3)
         wanted = {

@@ -1,6 +1,8 @@
 """What operators and admins do from the command line, over TLS, and who may not; what of it is in the audit log."""
 
 import json
+import re
+import stat
 import threading
 from types import SimpleNamespace
 
@@ -9,12 +11,14 @@ import torch
 
 from fedcore import Client, FedAvg, Grpc, Memory, RunFailed, Server, ServerConfig, digest, start_client
 from fedcore.audit import NAME, verify
+from fedcore.audit_pages import LARGEST
 from fedcore.cli import main
 from fedcore.codecs.safetensors import load
 from fedcore.errors import AccessError, FedcoreError
-from fedcore.events import ClientRegistered
+from fedcore.events import ClientRegistered, RoundOpened, RunPaused
 from fedcore.messages import (
     Act,
+    AuditQuery,
     Beat,
     Command,
     Fetch,
@@ -241,6 +245,83 @@ class TestModel:
         assert capsys.readouterr().err == "fedcore: the run has no model yet\n"
 
 
+class TestAuditLog:
+    def copied(self, run, capsys, role, path, *options):
+        code = main(["audit", "copy", run.server.address, str(path), "--tls-kit", str(getattr(run.kits, role)), *options])
+        return code, *capsys.readouterr()
+
+    def test_a_copy_is_made_and_gone_on_with(self, run, capsys, tmp_path):
+        told(run)
+        own, before = tmp_path / "copy", verify(run.state / NAME)
+        code, out, err = self.copied(run, capsys, "operator", own)
+        whole, head = out.splitlines()
+        assert (code, err) == (0, "")
+        new = int(re.fullmatch(rf"whole: \d+ lines, (\d+) new, from {re.escape(before.first)} to \S+", whole)[1])
+        assert before.lines <= new <= before.lines + 1  # its own reading may be in it already
+        assert head == f"head {verify(own).head}"
+        assert stat.S_IMODE(own.stat().st_mode) == 0o600
+        command(run, capsys, "admin", "pause", "--reason", "lunch")
+        told(run)
+        code, out, _ = self.copied(run, capsys, "admin", own, "--json")
+        said = json.loads(out)
+        assert (code, said["lines"], said["head"]) == (0, verify(own).lines, verify(own).head)
+        assert said["new"] == said["lines"] - new
+        assert (run.state / NAME).read_bytes().startswith(own.read_bytes())
+        assert main(["audit", "show", str(own), "--kind", "Commanded", "--client", "admin"]) == 0
+        assert "act=pause  reason=lunch" in capsys.readouterr().out
+        command(run, capsys, "admin", "resume")
+
+    def test_who_read_it_is_in_it_once_for_a_copy(self, run, capsys, tmp_path):
+        many = tuple(f"hospital-{number}" for number in range(4000))
+        for number in range(12):  # three to a page
+            run.server.hub.record(RoundOpened(at=0.0, round=number, invited=many, target=1, quorum=1, deadline=9.0))
+        told(run)
+        assert self.copied(run, capsys, "operator", tmp_path / "copy")[0] == 0
+        assert 3 * LARGEST < (tmp_path / "copy").stat().st_size < 4 * LARGEST
+        told(run)
+        run.server.hub.record(RunPaused(at=run.server.hub.clock.now() + 2.0, reason=""))  # what is counted is written by then
+        read = [line for line in told(run) if line["what"] == "AuditRead"]
+        assert {line["peer"] for line in read} == {"operator"}
+        assert read[0]["after"] == 0
+        assert sum(1 + line.get("repeated", 0) for line in read) == 4
+        assert len(read) < 4
+
+    @pytest.mark.parametrize("how", ["cut", "another line", "written anew"])
+    def test_a_log_that_was_cut_or_changed_shows(self, run, capsys, tmp_path, how):
+        told(run)
+        own, log = tmp_path / "copy", run.state / NAME
+        assert self.copied(run, capsys, "operator", own)[0] == 0
+        before, lines = own.read_bytes(), log.read_bytes().splitlines(keepends=True)
+        lines = lines[: verify(own).lines]
+        if how == "cut":
+            lines = lines[:-1]
+        elif how == "another line":
+            lines[-1] = lines[-1].replace(b'"what"', b'"That"')
+        else:
+            lines = [line.replace(b"20", b"21") for line in lines]
+        log.write_bytes(b"".join(lines))
+        code, out, err = self.copied(run, capsys, "admin", own)
+        assert (code, out) == (1, "")
+        assert err.startswith(f"fedcore: the server's log does not continue {own}: line {verify(own).lines} is ")
+        assert err.endswith("The copy stays as it was\n")
+        assert own.read_bytes() == before
+
+    def test_whoever_has_no_log_says_so(self, kits, tmp_path, capsys):
+        config = ServerConfig(num_rounds=1, start_wait=0)
+        with Server("localhost:0", config=config, strategy=FedAvg(MODEL), transport=Grpc(tls=kits.server)) as server:
+            run = SimpleNamespace(server=server, kits=kits)
+            says = "fedcore: this server keeps no audit log: it has neither a state_dir nor an audit_log (see ServerConfig)\n"
+            assert self.copied(run, capsys, "operator", tmp_path / "copy") == (1, "", says)
+        assert not (tmp_path / "copy").exists()
+
+    @pytest.mark.parametrize("where", ["", "nowhere/copy"])
+    def test_where_it_cannot_go(self, run, capsys, tmp_path, where):
+        code, out, err = self.copied(run, capsys, "admin", tmp_path / where)
+        assert (code, out) == (1, "")
+        assert str(tmp_path / where) in err
+        assert err.count("\n") == 1
+
+
 def calls():
     session = Session("run", "gone", "token")
     return {
@@ -251,6 +332,7 @@ def calls():
         "Beat": Beat(session, Status.IDLE),
         "StatusQuery": StatusQuery(),
         "ModelQuery": ModelQuery("d" * 64, 64),
+        "AuditQuery": AuditQuery(),
         "Command": Command(Act.STOP),
     }
 

@@ -14,6 +14,7 @@ from fedcore.errors import AccessError, FedcoreError, PermissionDenied, RunChang
 from fedcore.keys import Issuer
 from fedcore.messages import (
     Act,
+    AuditQuery,
     Beat,
     Command,
     Fetch,
@@ -87,14 +88,14 @@ def transfer(request):
 
 
 @pytest.fixture
-def server(known):
-    yield from serve(**known.server)
+def server(known, tmp_path):
+    yield from serve(str(tmp_path / "audit.jsonl"), **known.server)
 
 
-def serve(**options):
+def serve(log=None, **options):
     """Run a server that waits for a third client."""
     strategy = FedAvg({"w": torch.zeros(2)}, min_fit_clients=3, clients_per_round=3)
-    config = ServerConfig(num_rounds=1, stop_grace=0.0, heartbeat_interval=5.0)
+    config = ServerConfig(num_rounds=1, stop_grace=0.0, heartbeat_interval=5.0, audit_log=log)
     with Server("localhost:0", config=config, strategy=strategy, transport=Grpc(**options)) as server:
         yield server
 
@@ -119,6 +120,7 @@ def calls(session):
         "beat": Beat(session, Status.IDLE),
         "status": StatusQuery(),
         "model": ModelQuery(),
+        "audit log": AuditQuery(),
         **{act.value: Command(act, "nobody") for act in Act},
     }
 
@@ -144,6 +146,7 @@ TABLE = {
     "beat": (NAMELESS, "", MISMATCH, DENIED, DENIED),
     "status": (NAMELESS, "", "", "", ""),
     "model": (NAMELESS, DENIED, DENIED, "", ""),
+    "audit log": (NAMELESS, DENIED, DENIED, "", ""),
     "pause": (NAMELESS, DENIED, DENIED, DENIED, ""),
     "resume": (NAMELESS, DENIED, DENIED, DENIED, ""),
     "evict": (NAMELESS, DENIED, DENIED, DENIED, ""),
@@ -222,6 +225,37 @@ def test_an_access_error_says_who_asked_for_what_and_is_not_tried_again(server, 
     with operator.connect(server.address) as connection, pytest.raises(PermissionDenied, match=says) as info:
         connection.request(Register("a"), timeout=20.0)
     assert not info.value.retryable
+
+
+class TestAuditLog:
+    """``fedcore audit copy`` over TLS."""
+
+    def copied(self, server, capsys, path, *arguments):
+        code = main(["audit", "copy", server.address, str(path), *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    @pytest.mark.parametrize("role", ["operator", "admin"])
+    def test_those_who_look_on_may_have_a_copy(self, server, known, capsys, tmp_path, role):
+        sessions(server, known)
+        server.hub.flush_events()
+        code, out, err = self.copied(server, capsys, tmp_path / "copy", *known.options(f"the-{role}"))
+        assert (code, err) == (0, "")
+        assert out.startswith("whole: ")
+        server.hub.flush_events()
+        copied, log = ((tmp_path / name).read_text() for name in ("copy", "audit.jsonl"))
+        assert log.startswith(copied)
+        assert [json.loads(line).get("client_id") for line in copied.splitlines()][:3] == [None, "a", "b"]
+        read = [line for line in map(json.loads, log.splitlines()) if line["what"] == "AuditRead"]
+        assert [line["peer"] for line in read] == [f"the-{role}"]
+
+    def test_a_client_may_not(self, server, known, capsys, tmp_path):
+        code, out, err = self.copied(server, capsys, tmp_path / "copy", *known.options("a"))
+        assert (code, out, err) == (1, "", "fedcore: client 'a' may not ask for AuditQuery\n")
+        assert not (tmp_path / "copy").exists()
+
+    def test_without_a_kit(self, server, capsys, tmp_path):
+        assert self.copied(server, capsys, tmp_path / "copy")[:2] == (1, "")
+        assert not (tmp_path / "copy").exists()
 
 
 class TestStatus:

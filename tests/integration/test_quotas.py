@@ -99,7 +99,7 @@ class TestStreams:
 
     def test_m5_answers_in_one_message_count_until_they_are_taken(self):
         """What is put together for a client that does not read it would be a model each time."""
-        through = Grpc(transfer=TransferPolicy(mode="unary"))
+        through = Grpc(transfer=TransferPolicy(threshold_bytes=16 * MIB, mode="unary"))
         with serve(through, clients=1) as server, through.connect(server.address) as connection:
             session = connection.request(Register("a", accepts=("safetensors",))).message.session
             assert isinstance(connection.request(Pull(session, PATIENCE)).message, Assigned)

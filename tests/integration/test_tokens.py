@@ -35,7 +35,7 @@ from fedcore.transports.grpc.server import Service
 MODEL = {"w": torch.zeros(4)}
 PATIENCE = 30.0
 SERVICE = "/fedcore.v1.FederatedLearningService/"
-UNARY = ("RegisterClient", "GetGlobalModel", "SubmitModelUpdate", "GetServerStatus", "Heartbeat", "Control")
+UNARY = ("RegisterClient", "GetGlobalModel", "SubmitModelUpdate", "GetServerStatus", "Heartbeat", "GetAuditLog", "Control")
 SESSION = Session("run", "a", "token")
 NOW = int(time.time())
 

@@ -16,6 +16,8 @@ from fedcore.intake import Intake
 from fedcore.messages import (
     Act,
     Assigned,
+    AuditPage,
+    AuditQuery,
     Beat,
     BeatReply,
     ClientStatus,
@@ -95,6 +97,8 @@ KINDS = {
         st.builds(Beat, sessions, st.sampled_from(Status), counts, counts, counts, ids, texts),
         wire.pack_beat, wire.unpack_beat,
     ),
+    "audit query": (st.builds(AuditQuery, counts), wire.pack_audit_query, wire.unpack_audit_query),
+    "audit page": (st.builds(AuditPage, st.binary(max_size=99), counts), wire.pack_audit_page, wire.unpack_audit_page),
     "control": (st.builds(Command, st.sampled_from(Act), ids, texts), wire.pack_command, wire.unpack_command),
     "registered": (
         st.builds(Registered, sessions, codecs, seconds, seconds, codecs, st.booleans(), seconds),

@@ -16,6 +16,7 @@ MESSAGES = {
     "Beat": ms.Beat(SESSION, ms.Status.IDLE),
     "StatusQuery": ms.StatusQuery(),
     "ModelQuery": ms.ModelQuery("d" * 64, 10),
+    "AuditQuery": ms.AuditQuery(7),
     "Command": ms.Command(ms.Act.EVICT, "b"),
     "Unread": ms.Unread(),
 }
@@ -29,6 +30,7 @@ TABLE = {
     "Beat": (NAMELESS, ALLOWED, DENIED, DENIED, DENIED),
     "StatusQuery": (NAMELESS, ALLOWED, ALLOWED, ALLOWED, DENIED),
     "ModelQuery": (NAMELESS, DENIED, ALLOWED, ALLOWED, DENIED),
+    "AuditQuery": (NAMELESS, DENIED, ALLOWED, ALLOWED, DENIED),
     "Command": (NAMELESS, DENIED, DENIED, ALLOWED, DENIED),
     "Unread": (NAMELESS, DENIED, DENIED, DENIED, DENIED),
 }
@@ -84,6 +86,15 @@ def test_nobody_speaks_for_somebody_else(message):
 def test_where_nobody_is_verified_everybody_may(message):
     assert answer(Identity("here"), MESSAGES[message]) is None
     assert answer(Identity("here", "b"), MESSAGES[message]) is None
+
+
+@pytest.mark.parametrize(("message", "says"), [("Command", "is told what to do"), ("AuditQuery", "shows its audit log")])
+def test_but_some_things_from_the_server_s_own_machine_only(message, says):
+    for here in ("memory:x", "unix:", "ipv4:127.0.0.1:5", "ipv6:[::1]:5"):
+        assert answer(Identity(here), MESSAGES[message]) is None
+    for elsewhere in ("", "ipv4:10.0.0.7:5", "ipv6:[2001:db8::1]:5"):
+        with pytest.raises(Unauthenticated, match=f"without certificates a server {says} from its own machine only"):
+            check_access(Identity(elsewhere), MESSAGES[message])
 
 
 @pytest.mark.parametrize("role", Role)

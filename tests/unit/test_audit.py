@@ -15,6 +15,7 @@ from fedcore.audit import Audit, Verified, lines, verify
 from fedcore.errors import StateError
 from fedcore.events import (
     AccessRefused,
+    AuditRead,
     ClientChanged,
     ClientRegistered,
     Commanded,
@@ -161,6 +162,15 @@ def test_what_is_counted_does_not_wait_for_the_next_of_its_kind(tmp_path):
     log(ClientChanged(at=1.5, client_id="b", status=Status.IDLE, round=1, step=0, total=0))
     assert [json.loads(line).get("repeated") for line in (tmp_path / "log").read_text().splitlines()] == [None, 1]
     log.close()
+
+
+def test_who_reads_it_is_a_line_and_not_one_for_each_page(tmp_path):
+    reads = [AuditRead(at=page / 100, peer=peer, address="x", after=page << 18) for page in range(150) for peer in ("o", "p")]
+    lines = written(tmp_path / "a", reads)
+    assert [(line["what"], line["peer"], line["after"] >> 18, line.get("repeated", 0)) for line in lines] == [
+        ("AuditRead", "o", 0, 0), ("AuditRead", "p", 0, 0), ("AuditRead", "o", 99, 98), ("AuditRead", "p", 99, 98),
+        ("AuditRead", "o", 149, 49), ("AuditRead", "p", 149, 49),
+    ]  # fmt: skip
 
 
 def test_there_is_an_end_to_what_is_held(tmp_path):

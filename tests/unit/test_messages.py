@@ -11,9 +11,8 @@ from fedcore.messages import (
     Manifest,
     Outcome,
     Submitted,
-    check_client_id,
 )
-from fedcore.values import check_config, check_metrics, check_num_examples
+from fedcore.values import check_client_id, check_config, check_metrics, check_num_examples
 
 
 @pytest.mark.parametrize("name", ["a", "Z9", "0", "client-1", "hospital_7.site", "a" * 64, "1..", "a-"])

@@ -49,7 +49,7 @@ def test_the_page_is_complete():
     calls = [m.name for m in fedcore_pb2.DESCRIPTOR.services_by_name["FederatedLearningService"].methods]
     assert calls == [
         "RegisterClient", "GetGlobalModel", "GetGlobalModelStream", "SubmitModelUpdate", "SubmitModelUpdateStream",
-        "GetServerStatus", "Control", "Heartbeat",
+        "GetServerStatus", "GetAuditLog", "Control", "Heartbeat",
     ]  # fmt: skip
     assert len(list(rows(3))) > 45
     assert len(list(rows(4))) == 15

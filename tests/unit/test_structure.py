@@ -22,7 +22,7 @@ ROWS = [
         "audit", "border", "hub", "parking", "reception", "director", "course", "ambition", "tasks", "uploads", "intake",
         "unfinished", "broadcast", "evaluation", "server", "link", "contact", "inbox", "outbox", "download", "retry",
         "worker", "lane", "clock", "testing", "cores", "mapped", "budget", "turns", "journal", "packing", "ledger", "rows",
-        "database", "replay", "blobs", "failpoints", "last_model", "refusals", "streams",
+        "database", "replay", "blobs", "failpoints", "last_model", "refusals", "streams", "audit_pages",
     },
     set(SHELVES),
     {

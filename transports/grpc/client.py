@@ -13,6 +13,7 @@ from fedcore.errors import ConnectionLost, DeadlineExceeded, FedcoreError, Proto
 from fedcore.limits import Limits
 from fedcore.messages import (
     Assigned,
+    AuditQuery,
     Beat,
     Command,
     Done,
@@ -145,6 +146,9 @@ class GrpcConnection(Connection):
         if isinstance(message, StatusQuery):
             data = self._unary(self._models, "GetServerStatus", pb.GetServerStatusRequest().SerializeToString(), timeout)
             return Reply(wire.unpack_status(parse(pb.GetServerStatusResponse, data)))
+        if isinstance(message, AuditQuery):
+            data = self._unary(self._models, "GetAuditLog", wire.pack_audit_query(message).SerializeToString(), timeout)
+            return Reply(wire.unpack_audit_page(parse(pb.GetAuditLogResponse, data)))
         if isinstance(message, Command):
             data = self._unary(self._models, "Control", wire.pack_command(message).SerializeToString(), timeout)
             return Reply(Done(parse(pb.ControlResponse, data).message))

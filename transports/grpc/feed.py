@@ -40,6 +40,7 @@ class Feed:
         self._chunks: queue.SimpleQueue[bytes | Exception | None] = queue.SimpleQueue()
         self._room = asyncio.Semaphore(_AHEAD)
         self._pump: asyncio.Task[None] | None = None
+        self._going: asyncio.Future[object] | None = None
         self._closed, self._offset = False, 0
 
     def behind(self, offset: int) -> Feed:
@@ -55,12 +56,14 @@ class Feed:
             self._loop.call_soon_threadsafe(self._room.release)
         self._assembly.end()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop reading; whoever iterates gets :class:`ConnectionLost`. Called on the event loop."""
         self._closed = True
+        self._chunks.put(ConnectionLost("the upload broke off"))
+        if self._going is not None:  # cut off half sent it would be sent again with the status, which then could not be
+            await asyncio.wait([self._going], timeout=self._stall)
         if self._pump is not None:
             self._pump.cancel()
-        self._chunks.put(ConnectionLost("the upload broke off"))
 
     def _start(self) -> None:
         if not self._closed:
@@ -68,7 +71,8 @@ class Feed:
 
     async def _read(self) -> None:
         try:
-            await self._go(self._offset)
+            self._going = asyncio.ensure_future(self._go(self._offset))
+            await asyncio.shield(self._going)
             async for chunk in self._source:
                 await self._room.acquire()
                 self._chunks.put(chunk)

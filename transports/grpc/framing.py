@@ -39,7 +39,8 @@ _BODY_TAG = bytes([_BODY_FIELD << 3 | 2])
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MOST_FIELDS = 64  # before a body, those that this side does not know included
 _REQUESTS = (
-    pb.RegisterClientRequest, pb.GetGlobalModelRequest, pb.GetServerStatusRequest, pb.HeartbeatRequest, pb.ControlRequest
+    pb.RegisterClientRequest, pb.GetGlobalModelRequest, pb.GetServerStatusRequest, pb.HeartbeatRequest, pb.ControlRequest,
+    pb.GetAuditLogRequest,
 )  # fmt: skip
 
 

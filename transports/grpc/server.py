@@ -169,6 +169,7 @@ class Service:
                 "SubmitModelUpdateStream": up(self._guarded(self._submit_stream)),
                 "GetServerStatus": unary(self._guarded(self._status)),
                 "Heartbeat": unary(self._guarded(self._beat)),
+                "GetAuditLog": unary(self._guarded(self._audit_log)),
                 "Control": unary(self._guarded(self._control)),
             },
         )
@@ -274,7 +275,7 @@ class Service:
         try:
             return await self._submitted(await self._ask(context, header, feed), context)
         finally:
-            feed.close()
+            await feed.close()
 
     async def _first(self, messages: AsyncIterator[bytes], context: Any) -> pb.ModelUpdateChunk:
         try:
@@ -300,6 +301,10 @@ class Service:
         parse(pb.GetServerStatusRequest, data)
         reply = await self._ask(context, StatusQuery())
         return wire.pack_status(reply.message).SerializeToString()  # type: ignore[arg-type]
+
+    async def _audit_log(self, data: bytes, context: Any) -> bytes:
+        reply = await self._ask(context, wire.unpack_audit_query(parse(pb.GetAuditLogRequest, data)))
+        return wire.pack_audit_page(reply.message).SerializeToString()  # type: ignore[arg-type]
 
     async def _control(self, data: bytes, context: Any) -> bytes:
         reply: Any = await self._ask(context, wire.unpack_command(parse(pb.ControlRequest, data)))

@@ -55,6 +55,7 @@ _BY_REASON = {
     "ROUND_ALREADY_ANSWERED": grpc.StatusCode.ALREADY_EXISTS,
     "NOT_SELECTED": grpc.StatusCode.PERMISSION_DENIED,
     "NO_MODEL": grpc.StatusCode.FAILED_PRECONDITION,
+    "NO_AUDIT_LOG": grpc.StatusCode.FAILED_PRECONDITION,
     "INCOMPLETE": grpc.StatusCode.INVALID_ARGUMENT,
     "CHECKSUM": grpc.StatusCode.DATA_LOSS,
     "TOO_LARGE": grpc.StatusCode.RESOURCE_EXHAUSTED,

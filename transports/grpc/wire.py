@@ -10,6 +10,8 @@ from fedcore.errors import ProtocolError
 from fedcore.messages import (
     Act,
     Assigned,
+    AuditPage,
+    AuditQuery,
     Beat,
     BeatReply,
     ClientStatus,
@@ -248,6 +250,29 @@ def unpack_submitted(message: pb.SubmitModelUpdateResponse) -> Submitted:
     outcome: Outcome = _enum(pb.SubmitModelUpdateResponse.Outcome, message.outcome, Outcome)
     directive = _enum(pb.Directive, message.directive, Directive)
     return Submitted(outcome, outcome.name, message.message, message.current_round, directive)
+
+
+# --- the audit log ---
+
+
+def pack_audit_query(query: AuditQuery) -> pb.GetAuditLogRequest:
+    """AuditQuery to protobuf."""
+    return pb.GetAuditLogRequest(after=query.after)
+
+
+def unpack_audit_query(message: pb.GetAuditLogRequest) -> AuditQuery:
+    """Protobuf to AuditQuery."""
+    return AuditQuery(message.after)
+
+
+def pack_audit_page(page: AuditPage) -> pb.GetAuditLogResponse:
+    """AuditPage to protobuf."""
+    return pb.GetAuditLogResponse(lines=page.lines, total=page.total)
+
+
+def unpack_audit_page(message: pb.GetAuditLogResponse) -> AuditPage:
+    """Protobuf to AuditPage."""
+    return AuditPage(message.lines, message.total)
 
 
 # --- what admins do ---

@@ -8,6 +8,8 @@ from fedcore.errors import DecodeError, ProtocolError
 from fedcore.messages import (
     Act,
     Assigned,
+    AuditPage,
+    AuditQuery,
     Beat,
     BeatReply,
     ClientStatus,
@@ -53,6 +55,8 @@ EVERY = [
     (STATUS, wire.pack_status, wire.unpack_status),
     (Fetch(SESSION, "t", BIG, BIG - 1), wire.pack_fetch, wire.unpack_fetch),
     (ModelQuery("d" * 64, BIG, BIG - 1), wire.pack_fetch, wire.unpack_fetch),
+    (AuditQuery(BIG), wire.pack_audit_query, wire.unpack_audit_query),
+    (AuditPage(b"a\n\xff\n", BIG), wire.pack_audit_page, wire.unpack_audit_page),
     (Command(Act.EVICT, "c", "because", False), wire.pack_command, wire.unpack_command),
     (Task("t", Kind.EVALUATE, BIG, "b", {"a": True}, TENSORS), wire.pack_task, wire.unpack_task),
     (SESSION, wire.pack_session, wire.unpack_session),
