@@ -104,7 +104,7 @@ class MemoryJournal(Journal):
         parameters = copy_parameters(self._stored(disk.models, last.model))
         return Past(
             run_id=disk.run_id, facts=dict(disk.facts), parameters=parameters, spec=Spec.of(parameters), digest=last.model,
-            number=pages[-1].number + (page is None),
+            number=pages[-1].number + (page is None), made=last.number,
             outcomes=tuple(disk.outcomes[each.number].seconds if each.state == "committed" else None for each in ended),
             page=page, entries=disk.of(page.number) if page else [],
             events=tuple(event for each in pages[1:] for event in self._story(each, now)),

@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 STALL = 1.0  # seconds
 SOON = 2.0  # seconds within which every answer comes; of a stream that stands still, the idle limit and one more
 BUDGET = max(64 * MIB, 2 * NBYTES)
-LEASE, LONGEST_LINE, SLOWEST_BEAT, PATIENCE = 5.0, 1024, 1.0, 30.0
+LEASE, LONGEST_LINE, SLOWEST_BEAT, PATIENCE = 5.0, 1024, 2.0, 30.0
 
 
 class Gate:

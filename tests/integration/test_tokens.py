@@ -248,12 +248,12 @@ class TestNothingElseRuns:
 
     ALLOWED = (
         "fedcore.access", "fedcore.audit", "fedcore.border", "fedcore.clock", "fedcore.errors", "fedcore.events",
-        "fedcore.lane", "fedcore.pace", "fedcore.refusals",
-        "fedcore.tasks", "fedcore.tokens", "fedcore.security", "fedcore.transport", "fedcore.watched", "fedcore.messages",
+        "fedcore.lane", "fedcore.messages", "fedcore.pace", "fedcore.refusals", "fedcore.security", "fedcore.tasks",
+        "fedcore.tokens", "fedcore.transport", "fedcore.values", "fedcore.watched",
         "fedcore.transports.grpc.credentials", "fedcore.transports.grpc.guard", "fedcore.transports.grpc.server",
         "fedcore.transports.grpc.status",
     )  # fmt: skip
-    HANDLERS = ("_register", "_pull", "_fetch", "_submit", "_submit_stream", "_status", "_beat", "_control")
+    HANDLERS = ("_register", "_pull", "_fetch", "_submit", "_submit_stream", "_status", "_beat", "_audit_log", "_control")
 
     @pytest.fixture
     def traced(self, monkeypatch):

@@ -293,6 +293,8 @@ FOR_PEOPLE = {
     ("fedcore/state_commands.py", "time.strftime"): "the same, in words",
     ("fedcore/audit.py", "datetime.datetime"): "when something happened",
     ("fedcore/audit.py", "datetime.UTC"): "the same",
+    ("fedcore/audit_commands.py", "datetime.datetime"): "since when what happened is shown",
+    ("fedcore/audit_commands.py", "datetime.UTC"): "the same",
 }
 CERTIFICATES = {  # they, and tokens, are valid from one date to another; files are read again when they have changed
     "fedcore/pki.py", "fedcore/pki_commands.py", "fedcore/keys.py", "fedcore/watched.py",
