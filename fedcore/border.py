@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from functools import partial
 
 from fedcore import events as ev
 from fedcore.access import check_access
 from fedcore.audit_pages import Pages
-from fedcore.errors import AccessError, ConfigError, FedcoreError, ProtocolError, SessionError, TooOften
+from fedcore.errors import FedcoreError, ProtocolError
 from fedcore.hub import Hub
 from fedcore.last_model import LastModel
 from fedcore.limits import Limits
-from fedcore.messages import Act, AuditQuery, Command, Done, Message, ModelQuery, Register, ServerStatus, StatusQuery
+from fedcore.messages import (
+    Act,
+    AuditQuery,
+    Command,
+    Done,
+    Message,
+    ModelQuery,
+    ServerStatus,
+    StatusQuery,
+    Submitted,
+    Unread,
+)
 from fedcore.refusals import Refusals
 from fedcore.security import Identity, Role
 from fedcore.tasks import answer, fail
 from fedcore.transport import Reply, Request
 
 _LONGEST_REASON = 500
-_NOT_LET_IN = (ConfigError, ProtocolError, SessionError, TooOften)
 
 
 class Border:
@@ -42,24 +53,42 @@ class Border:
 
     def handle(self, request: Request) -> Future[Reply]:
         """Answer a request, now or later; the future carries a FedcoreError if it is refused."""
-        message, future = request.message, Future[Reply]()
+        message, peer = request.message, request.peer
         try:
-            check_access(request.peer, message, share_model=self._share_model)
-            if isinstance(message, StatusQuery):
-                answer(future, Reply(self.status(request.peer)))
-            elif isinstance(message, ModelQuery):
-                self._last.answer(message, future)
-            elif isinstance(message, AuditQuery):
-                future = self._read(message, request.peer)
-            elif isinstance(message, Command):
-                answer(future, Reply(self._obey(message, request.peer)))
-            else:
-                future = self._hub.handle(request)
-                if future.done() and isinstance(error := future.exception(), FedcoreError):
-                    self._note_refusal(request.peer, message, error)
+            if isinstance(message, Unread) and message.problem:
+                raise message.problem
+            check_access(peer, message, share_model=self._share_model)
+            future = self._answer(request)
         except FedcoreError as error:
-            fail(future, self._note_refusal(request.peer, message, error))
+            future = Future()
+            fail(future, self._refusals.note(peer, message, error))
+        else:
+            future.add_done_callback(partial(self._look_back, peer, message))
         return future
+
+    def _answer(self, request: Request) -> Future[Reply]:
+        message, future = request.message, Future[Reply]()
+        if isinstance(message, StatusQuery):
+            answer(future, Reply(self.status(request.peer)))
+        elif isinstance(message, ModelQuery):
+            self._last.answer(message, future)
+        elif isinstance(message, AuditQuery):
+            return self._read(message, request.peer)
+        elif isinstance(message, Command):
+            answer(future, Reply(self._obey(message, request.peer)))
+        else:
+            return self._hub.handle(request)
+        return future
+
+    def _look_back(self, peer: Identity, message: Message, answered: Future[Reply]) -> None:
+        """Note it if something was refused after all."""
+        if answered.cancelled():
+            return
+        error = answered.exception()
+        if isinstance(error, FedcoreError):
+            self._refusals.note(peer, message, error)
+        elif error is None and isinstance(said := answered.result().message, Submitted) and not said.counted:
+            self._refusals.note_update(peer, said)
 
     def status(self, of: Identity | None = None) -> ServerStatus:
         """Describe how the run stands, to somebody who may see it: of the clients, a client sees itself alone."""
@@ -68,13 +97,15 @@ class Border:
             machine, now = hub.coordinator, hub.clock.now()
             phase = "paused" if hub.paused or machine.held else machine.phase.value
             members = machine.roster.describe(now, {name: route.traffic for name, route in hub.reception.routes.items()})
+            refused = self._refusals.counts
             if of is not None and of.role is Role.CLIENT:
-                members = tuple(each for each in members if each.client_id == of.name)
+                members, refused = tuple(each for each in members if each.client_id == of.name), {}
             return ServerStatus(
                 run_id=machine.run_id, phase=phase, round=machine.round, committed=machine.progress.committed,
                 num_rounds=machine.progress.num_rounds, accepted=machine.rounds.fit.count if machine.rounds.fit else 0,
                 target=machine.policy.target, codec=hub.codec.name, elapsed=now - self._since, clients=members,
                 metrics=dict(hub.metrics), traffic=hub.tasks.traffic, encodings=hub.tasks.broadcast.encodings,
+                refused=refused,
             )  # fmt: skip
 
     def _read(self, query: AuditQuery, peer: Identity) -> Future[Reply]:
@@ -101,8 +132,3 @@ class Border:
                 )
             )
         return Done(f"{command.act}: done")
-
-    def _note_refusal(self, peer: Identity, message: Message, error: FedcoreError) -> FedcoreError:
-        """Note that somebody may not have what it asks for, or was not let in as a client; return the error to answer with."""
-        kinds = (AccessError, *_NOT_LET_IN) if isinstance(message, Register) else AccessError
-        return self._refusals.note(peer, message, error) if isinstance(error, kinds) else error

@@ -172,7 +172,11 @@ def _heading(status: ServerStatus) -> list[str]:
     total = status.traffic
     wire = f"{size(total.bytes_sent)} sent, {size(total.bytes_received)} received, as {status.codec}"
     tensors = f"{size(total.tensor_bytes_sent)} and {size(total.tensor_bytes_received)} before the codec"
-    return [*lines, f"{wire} ({tensors})"]
+    lines.append(f"{wire} ({tensors})")
+    if status.refused:
+        most = sorted(status.refused.items(), key=lambda item: (-item[1], item[0]))
+        lines.append("refused: " + ", ".join(f"{reason} {number}" for reason, number in most))
+    return lines
 
 
 def _row(client: ClientStatus) -> tuple[str, ...]:

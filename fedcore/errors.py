@@ -339,3 +339,12 @@ def from_reason(reason: str, message: str, retry_after: float | None = None) -> 
         if kind.reason == reason:
             return kind(message, retry_after=retry_after)
     return RemoteError(message, reason=reason, retry_after=retry_after)
+
+
+def printable(text: str, most: int) -> str:
+    r"""Return the beginning of a text that somebody else may have written, fit for a log.
+
+    >>> printable("lost\x1b[2J", 8)
+    'lost\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])

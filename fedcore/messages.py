@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
+from fedcore.errors import FedcoreError
 from fedcore.values import Config
 
 PROTOCOL_VERSION = 1
@@ -326,7 +327,9 @@ class AuditPage:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """Stands for what somebody asked for of whom the transport does not know who it is: it was not even read."""
+    """Stands for what could not be read, with the problem; or, without one, was not, for nobody knows who asked."""
+
+    problem: FedcoreError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +370,10 @@ class ClientStatus:
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
-    """How a run stands. ``encodings`` counts how often a model was encoded: once a codec and round, however many ask."""
+    """How a run stands. ``encodings`` counts how often a model was encoded: once a codec and round, however many ask.
+
+    ``refused`` counts what was refused since the server started, by reason; a client is not told.
+    """
 
     run_id: str
     phase: str
@@ -382,6 +388,7 @@ class ServerStatus:
     metrics: Mapping[str, float] = field(default_factory=dict)
     traffic: Traffic = Traffic()
     encodings: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
 
 
 Message: TypeAlias = Register | Pull | Fetch | Submit | Beat | StatusQuery | ModelQuery | AuditQuery | Command | Unread

@@ -390,7 +390,7 @@ class ClientStatus(_message.Message):
     def __init__(self, client_id: _Optional[str] = ..., status: _Optional[_Union[ClientState, str]] = ..., current_round: _Optional[int] = ..., current_step: _Optional[int] = ..., total_steps: _Optional[int] = ..., silent_seconds: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., tensor_bytes_sent: _Optional[int] = ..., tensor_bytes_received: _Optional[int] = ...) -> None: ...
 
 class GetServerStatusResponse(_message.Message):
-    __slots__ = ("run_id", "phase", "round", "committed", "num_rounds", "accepted", "target", "codec", "elapsed_seconds", "clients", "metrics", "bytes_sent", "bytes_received", "encodings", "tensor_bytes_sent", "tensor_bytes_received")
+    __slots__ = ("run_id", "phase", "round", "committed", "num_rounds", "accepted", "target", "codec", "elapsed_seconds", "clients", "metrics", "bytes_sent", "bytes_received", "encodings", "tensor_bytes_sent", "tensor_bytes_received", "refused")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -398,6 +398,13 @@ class GetServerStatusResponse(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class RefusedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -414,6 +421,7 @@ class GetServerStatusResponse(_message.Message):
     ENCODINGS_FIELD_NUMBER: _ClassVar[int]
     TENSOR_BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     TENSOR_BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     phase: str
     round: int
@@ -430,7 +438,8 @@ class GetServerStatusResponse(_message.Message):
     encodings: int
     tensor_bytes_sent: int
     tensor_bytes_received: int
-    def __init__(self, run_id: _Optional[str] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., committed: _Optional[int] = ..., num_rounds: _Optional[int] = ..., accepted: _Optional[int] = ..., target: _Optional[int] = ..., codec: _Optional[str] = ..., elapsed_seconds: _Optional[float] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., encodings: _Optional[int] = ..., tensor_bytes_sent: _Optional[int] = ..., tensor_bytes_received: _Optional[int] = ...) -> None: ...
+    refused: _containers.ScalarMap[str, int]
+    def __init__(self, run_id: _Optional[str] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., committed: _Optional[int] = ..., num_rounds: _Optional[int] = ..., accepted: _Optional[int] = ..., target: _Optional[int] = ..., codec: _Optional[str] = ..., elapsed_seconds: _Optional[float] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., encodings: _Optional[int] = ..., tensor_bytes_sent: _Optional[int] = ..., tensor_bytes_received: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class GetAuditLogRequest(_message.Message):
     __slots__ = ("after",)

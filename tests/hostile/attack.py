@@ -268,8 +268,10 @@ def siege_it(attacker, rows):
             serving = error.code().name
         if serving is not True:
             found.append(f"{row.id} {row.what}: behind it the next call is not answered: {serving}")
-    if (told := attacker.siege.warnings()) > attacker.refused:
-        found.append(f"{told} refusals in the log, of {attacker.refused}")
+    if (counted := attacker.siege.counted()) < attacker.refused:
+        found.append(f"{counted} refusals were counted, of {attacker.refused}")
+    if (told := attacker.siege.warnings()) > counted:
+        found.append(f"{told} refusals in the log, of {counted}")
     return found
 
 

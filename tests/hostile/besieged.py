@@ -15,6 +15,7 @@ from fedcore import Client, Grpc
 from fedcore.errors import ConnectionLost, FedcoreError
 from fedcore.link import Link
 from fedcore.messages import Beat
+from fedcore.protos import fedcore_pb2 as pb
 from fedcore.security import TLS
 from fedcore.transport import Connection
 from fedcore.transports.grpc import status
@@ -102,7 +103,8 @@ class Siege:
     Args:
         folder: for its state, its log, and nothing else.
         pace: seconds that an honest client trains for.
-        kits: folders with certificates by name, if there are any: of ``server`` and of each honest client.
+        kits: folders with certificates by name, if there are any: of ``server``, of each honest client, and of ``watcher``, who
+            is an operator.
         config: of the server.
 
     Attributes:
@@ -176,6 +178,12 @@ class Siege:
                 except grpc.RpcError as error:
                     if not isinstance(status.error_of(error, ""), ConnectionLost) or time.monotonic() > until:
                         raise
+
+    def counted(self):
+        """Return how many refusals the server has counted."""
+        with self.channel("watcher") as channel:
+            told = channel.unary_unary("/fedcore.v1.FederatedLearningService/GetServerStatus")(b"", timeout=SOON)
+            return sum(pb.GetServerStatusResponse.FromString(told).refused.values())
 
     def channel(self, kit="honest-0"):
         """Return a channel to the server, with a connection of its own, that sends messages of any size."""

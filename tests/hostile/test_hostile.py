@@ -50,6 +50,7 @@ def test_nobody_speaks_for_somebody_else(control, tmp_path):
     authority = Authority.init(tmp_path / "authority")
     kits = {name: authority.issue("client", name) for name in (*CLIENTS, "mallory")}
     kits["server"] = authority.issue("server", "hub", hosts=["localhost"])
+    kits["watcher"] = authority.issue("operator", "watcher")
     folder = tmp_path / "run"
     folder.mkdir()
     found = besiege(folder, IDENTITIES, control, kit="mallory", kits=kits)

@@ -2,16 +2,33 @@
 
 import json
 import threading
+from dataclasses import replace
 
+import grpc
 import pytest
 import torch
 
 from fedcore import Client, FedAvg, Grpc, RunFailed, Server, ServerConfig, start_client
 from fedcore.audit import Audit, verify
 from fedcore.audit_pages import copy
-from fedcore.errors import PermissionDenied, ProtocolError
+from fedcore.errors import Fenced, PermissionDenied, ProtocolError
 from fedcore.events import ClientEvicted, Commanded, RoundOpened
-from fedcore.messages import Act, AuditPage, AuditQuery, Command, Done, StatusQuery
+from fedcore.messages import (
+    Act,
+    AuditPage,
+    AuditQuery,
+    Command,
+    Done,
+    Manifest,
+    Outcome,
+    Pull,
+    Register,
+    StatusQuery,
+    Submit,
+    Unread,
+)
+from fedcore.security import Identity, Role
+from fedcore.transport import Request
 from fedcore.transports.memory import Memory
 
 MODEL = {"w": torch.zeros(4)}
@@ -198,3 +215,49 @@ def test_nobody_waits_for_a_disk_that_is_slow_to_give_the_log(tmp_path, monkeypa
         gate.set()
         reader.join(PATIENCE)
     assert pages == [AuditPage(b"", 0)]
+
+
+class TestRefusals:
+    """What is refused is counted by reason, and of each peer there is a line a second in the log."""
+
+    def lines(self, caplog):
+        return [record.getMessage() for record in caplog.records if record.name == "fedcore.refusals"]
+
+    def test_an_update_that_is_wrong(self, wire, caplog):
+        with Federation(wire, {}) as federation, wire.connect(federation.server.address) as connection:
+            session = connection.request(Register("a", accepts=("safetensors",))).message.session
+            stranger = replace(session, token="another")
+            with pytest.raises(Fenced):
+                connection.request(Pull(stranger, 0.0))
+            wrong = Submit(session, "no-such-task", 1, "a", "b", 1, Manifest("safetensors", 4096, (), "d"))
+            assert connection.request(wrong).message.outcome is Outcome.NOT_SELECTED
+            assert connection.request(StatusQuery()).message.refused == {"FENCED": 1, "NOT_SELECTED": 1}
+        (line,) = self.lines(caplog)
+        assert line.startswith("refused Submit of somebody at ")
+
+    def test_what_cannot_be_read(self, caplog):
+        with Federation(Grpc(), {}) as federation, grpc.insecure_channel(federation.server.address) as channel:
+            call = channel.unary_unary("/fedcore.v1.FederatedLearningService/Heartbeat")
+            for _ in range(5):
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(b"\xff\xff")
+                assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert federation.server.status().refused == {"UNDECODABLE": 5}
+        (line,) = self.lines(caplog)
+        assert line.startswith("refused Unread of somebody at ipv4:127.0.0.1:")
+        assert "not a HeartbeatRequest" in line
+
+    def test_a_client_is_not_told_of_others(self, wire):
+        with Federation(wire, {}) as federation:
+            border = federation.server._border
+            border.handle(Request(Unread(ProtocolError("no"))))
+            told = [border.status(Identity("x", "a", role)).refused for role in (Role.CLIENT, Role.OPERATOR, Role.ADMIN, None)]
+        assert told == [{}, *[{"PROTOCOL_ORDER": 1}] * 3]
+
+    def test_a_long_text_is_cut_and_harmless(self, caplog):
+        with Federation(Memory(), {}) as federation:
+            border = federation.server._border
+            border.handle(Request(Unread(ProtocolError("a\n\x1b[2J" + "x" * 5000))))
+        (line,) = self.lines(caplog)
+        assert len(line) < 1024
+        assert line.isprintable()

@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 from concurrent.futures import Future
+from contextlib import suppress
 
 import pytest
 import torch
 
 from fedcore import FedAvg, Grpc, Memory, Server, ServerConfig, __version__
 from fedcore.cli import main
-from fedcore.errors import ConnectionLost, RunFailed
+from fedcore.errors import ConnectionLost, FedcoreError, RunFailed
 from fedcore.messages import Beat, Register, ServerStatus, Status, Wait
 from fedcore.transport import Reply
 
@@ -133,6 +134,14 @@ class TestStatus:
         shown = capsys.readouterr().out
         assert "loss 0.250  accuracy 0.500\n" in shown
         assert shown.endswith("\nno clients\n")
+
+    def test_what_was_refused(self, server, capsys):
+        with Grpc().connect(server.address) as connection:
+            for name, version in (("", 1), ("a/b", 1), ("a", 2), ("a", 2)):
+                with suppress(FedcoreError):
+                    connection.request(Register(name, accepts=("safetensors",), protocol_version=version), timeout=10.0)
+        assert main(["status", server.address]) == 0
+        assert "\nrefused: BAD_CLIENT_ID 2, PROTOCOL_VERSION 2\n" in capsys.readouterr().out
 
     def test_as_json(self, server, capsys):
         server.hub.metrics.update({"loss": float("inf"), "accuracy": 0.5})

@@ -144,6 +144,14 @@ class GrpcListener(Listener):
         await asyncio.gather(*rest, return_exceptions=True)
 
 
+class _Refused(Exception):
+    """The handler refused a request, with this error."""
+
+    def __init__(self, error: FedcoreError):
+        super().__init__(str(error))
+        self.error = error
+
+
 class Service:
     """The calls of ``fedcore.v1.FederatedLearningService``."""
 
@@ -180,11 +188,17 @@ class Service:
                 with self.guard.known(context) as peer:
                     if peer.role is Role.ANONYMOUS or peer.revoked:  # refused, and noted, before anything it sends is read
                         await self._ask(context, Unread())
-                    if isinstance(request, bytes):
-                        checksums.check(request, context.invocation_metadata())
-                    if (answer := await call(request, context)) is not None:
-                        context.set_trailing_metadata((checksums.stated(answer),))
-                    return answer
+                    try:
+                        if isinstance(request, bytes):
+                            checksums.check(request, context.invocation_metadata())
+                        if (answer := await call(request, context)) is not None:
+                            context.set_trailing_metadata((checksums.stated(answer),))
+                        return answer
+                    except FedcoreError as error:  # the handler does not know of what could not be read
+                        await self._ask(context, Unread(error))
+                        raise
+            except _Refused as refused:
+                await _abort(context, status.of_error(refused.error))
             except FedcoreError as error:
                 await _abort(context, status.of_error(error))
             except (asyncio.CancelledError, grpc.aio.AbortError):
@@ -197,7 +211,10 @@ class Service:
         return guarded
 
     async def _ask(self, context: Any, message: Any, body: Body = ()) -> Reply:
-        return await asyncio.wrap_future(self._handler(Request(message, body, self.guard.caller)))
+        try:
+            return await asyncio.wrap_future(self._handler(Request(message, body, self.guard.caller)))
+        except FedcoreError as error:
+            raise _Refused(error) from None
 
     async def _register(self, data: bytes, context: Any) -> bytes:
         reply = await self._ask(context, wire.unpack_register(parse(pb.RegisterClientRequest, data)))
@@ -249,7 +266,6 @@ class Service:
             async with asyncio.timeout(stall):
                 await context.write(chunk)
         except TimeoutError:  # the status waits behind the chunk: whoever reads on after all learns of it
-            log.warning("%s took no chunk of its model for %g s: cut off", context.peer(), stall)
             raise DeadlineExceeded(f"no chunk was taken for {stall:g} s", reason="STALLED_STREAM") from None
 
     async def _submit(self, data: bytes, context: Any) -> bytes:

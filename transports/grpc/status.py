@@ -35,6 +35,7 @@ from fedcore.errors import (
     Unauthenticated,
     UpdateRejected,
     from_reason,
+    printable,
 )
 from fedcore.messages import Directive, Outcome, Submitted
 
@@ -154,7 +155,7 @@ def _status(
         delay.FromMicroseconds(math.ceil(retry_after * 1e6))
         details.append(any_pb2.Any())
         details[1].Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message[:_LONGEST_MESSAGE])
+    text = printable(message, _LONGEST_MESSAGE)
     return status_pb2.Status(code=code_pb2.Code.Value(code.name), message=text, details=details)
 
 

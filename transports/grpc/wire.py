@@ -332,7 +332,7 @@ def pack_status(status: ServerStatus) -> pb.GetServerStatusResponse:
         run_id=status.run_id, phase=status.phase, round=status.round, committed=status.committed,
         num_rounds=status.num_rounds, accepted=status.accepted, target=status.target, codec=status.codec,
         elapsed_seconds=status.elapsed, clients=map(_pack_client, status.clients), metrics=status.metrics,
-        encodings=status.encodings, **asdict(status.traffic),
+        encodings=status.encodings, refused=status.refused, **asdict(status.traffic),
     )  # fmt: skip
 
 
@@ -349,7 +349,7 @@ def unpack_status(message: pb.GetServerStatusResponse) -> ServerStatus:
     return ServerStatus(
         message.run_id, message.phase, message.round, message.committed, message.num_rounds, message.accepted,
         message.target, message.codec, message.elapsed_seconds, tuple(map(_unpack_client, message.clients)),
-        dict(message.metrics), _unpack_traffic(message), message.encodings,
+        dict(message.metrics), _unpack_traffic(message), message.encodings, dict(message.refused),
     )  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def at_once(attacker):
 def reads_nothing(attacker):
     with attacker.task() as member, Line(attacker.siege.address, *unread(member, 1)) as line:
         line.until(DATA)
-        given_up = attacker.siege.logs("took no chunk of its model", within=STALL + 1.0)
+        given_up = attacker.siege.logs("no chunk was taken for", within=STALL + 1.0)
     return "given up" if given_up else "still waiting"
 
 

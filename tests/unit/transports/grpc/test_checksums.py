@@ -24,9 +24,10 @@ from fedcore.messages import (
     Status,
     Submit,
     Submitted,
+    Unread,
     Wait,
 )
-from fedcore.tasks import answer
+from fedcore.tasks import answer, fail
 from fedcore.transport import Reply
 from fedcore.transports.grpc import TransferPolicy, checksums
 
@@ -86,6 +87,9 @@ def through():
 
     def handle(request):
         future = Future()
+        if isinstance(request.message, Unread):
+            fail(future, request.message.problem)
+            return future
         seen.append(type(request.message))
         answer(future, Reply(ANSWERS[type(request.message)]))
         return future

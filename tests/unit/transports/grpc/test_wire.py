@@ -43,7 +43,9 @@ MATRIX = ("bfloat16", (3, BIG))
 TENSORS = (TensorInfo("w", *MATRIX), TensorInfo("s", "float8_e4m3fn", ()), TensorInfo("t", *MATRIX, "w"))
 MANIFEST = Manifest("safetensors+lz4", 1 << 30, (0, BIG), "d" * 64, TENSORS, "b" * 64)
 CLIENT = ClientStatus("c", Status.TRAINING, BIG, BIG + 1, BIG + 2, 0.25, Traffic(BIG, BIG + 1, BIG + 2, BIG + 3))
-STATUS = ServerStatus("r", "waiting", 1, 2, 3, 4, 5, "c", 0.5, (CLIENT,), {"loss": 0.1}, Traffic(BIG, 1, 2, 3), 6)
+STATUS = ServerStatus(
+    "r", "waiting", 1, 2, 3, 4, 5, "c", 0.5, (CLIENT,), {"loss": 0.1}, Traffic(BIG, 1, 2, 3), 6, {"RATE": BIG}
+)
 
 EVERY = [
     (Register("c", "torch", ("b", "a"), True, 7, "p1"), wire.pack_register, wire.unpack_register),
