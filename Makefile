@@ -31,7 +31,7 @@ demo: $(READY) ## train on this machine with one server and five clients, and sh
 	$(BIN)/fedcore demo $(ARGS)
 
 test: $(READY) ## run the tests, two at a time
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-all: $(READY) ## run the tests, the slow ones too
 	$(BIN)/python -m pytest -m "" $(ARGS)

@@ -23,6 +23,12 @@ POINTS = [
     "upd.before_row", "upd.after_row", "run.before", "run.after", "round.before_open", "round.after_open",
     "close.before_commit", "close.after_commit", "commit.before", "commit.after", "gc.blob_delete", "ledger.before_rename",
 ]  # fmt: skip
+QUICK = {"run.before", "upd.tmp_half", "upd.after_rename", "upd.before_row", "ckpt.before_fsync", "commit.before"}
+EACH = [
+    pytest.param(point, when, marks=() if point in QUICK and when == 1 else pytest.mark.slow)
+    for point in POINTS
+    for when in (1, 2)
+]
 
 
 def run(folder, plan):
@@ -39,8 +45,7 @@ def control(tmp_path_factory):
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("when", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(("point", "when"), EACH)
 def test_f1_killed_at_any_point_it_goes_on_where_it_was(tmp_path, control, point, when):
     first = run(tmp_path / "state", f"{point}=kill@{when}")
     if first.returncode == 0:

@@ -133,6 +133,7 @@ def test_the_page_from_its_first_line_to_its_last(world):
     assert [ended(client)[0] for client in others] == ["the run is over\n"] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_section_on_tokens(world):
     world.run("on the laptop", 0)
@@ -158,6 +159,7 @@ def test_the_section_on_tokens(world):
     assert re.search(r"client +hospital-d +\S+ +revoked", said)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_section_on_stepping_in(world):
     world.run("on the laptop", 0)
