@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +12,7 @@ from fedcore.limits import Limits
 from fedcore.policy import RoundPolicy
 from fedcore.shards import SHARD_BYTES
 from fedcore.strategy import Strategy
+from fedcore.values import check_number
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,7 @@ class ServerConfig:
             raise ConfigError(f"ServerConfig.shard_bytes must be from 4 KiB to 1 GiB, not {self.shard_bytes}")
 
     def _require(self, name: str, kind: type, least: float) -> None:
-        value = getattr(self, name)
-        number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-        if not number or not least <= value < math.inf:
-            what = "an integer" if kind is int else "a number"
-            bound = "above 0" if least == 1e-9 else f"of at least {least:g}"
-            raise ConfigError(f"ServerConfig.{name} must be {what} {bound}, not {value!r}")
+        check_number(f"ServerConfig.{name}", getattr(self, name), kind, least)
 
     def policy_for(self, strategy: Strategy) -> RoundPolicy:
         """Return the policy that was given, or the one that the strategy's numbers and these settings make.

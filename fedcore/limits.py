@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fedcore.errors import ConfigError
+from fedcore.values import check_number
 
 _COUNTS = (
     "max_examples", "max_model_bytes", "max_tensors", "streams_per_client", "registrations_per_minute", "beats_per_second",
@@ -69,11 +69,7 @@ class Limits:
             if getattr(self, name) is not None:
                 self._require(name, least)
         self._require("least_rate", 0)
-        seconds = self.stall_timeout
-        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds < math.inf:
-            raise ConfigError(f"Limits.stall_timeout must be a number above 0, not {seconds!r}")
+        check_number("Limits.stall_timeout", self.stall_timeout, float, math.ulp(0.0))
 
     def _require(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"Limits.{name} must be an integer of at least {least}, not {value!r}")
+        check_number(f"Limits.{name}", getattr(self, name), int, least)

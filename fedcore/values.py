@@ -82,6 +82,25 @@ def check_num_examples(num_examples: object, cap: int) -> int:
     return num_examples
 
 
+def check_number(name: str, value: object, kind: type, least: float) -> None:
+    """Check a setting.
+
+    Args:
+        name: of the setting, for the error.
+        value: what it was set to.
+        kind: ``int``, or ``float``, of which integers are some.
+        least: the smallest number that it may be; one between 0 and 1 stands for whatever is above 0.
+
+    Raises:
+        ConfigError: it is none of this kind, is infinite, or smaller.
+    """
+    number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not number or not least <= value < math.inf:  # type: ignore[operator]
+        what = "an integer" if kind is int else "a number"
+        bound = "above 0" if 0 < least < 1 else f"of at least {least:g}"
+        raise ConfigError(f"{name} must be {what} {bound}, not {value!r}")
+
+
 def check_client_id(client_id: str) -> str:
     """Return ``client_id`` if it is one: 1 to 64 of ``A-Z a-z 0-9 . _ -``, starting with a letter or a digit.
 
