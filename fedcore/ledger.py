@@ -57,6 +57,8 @@ CREATE TABLE updates (
     instance TEXT NOT NULL,
     UNIQUE (round, client_id)
 );
+CREATE INDEX rounds_by_state ON rounds (state, number);
+CREATE INDEX updates_by_round ON updates (counted);
 """
 
 
@@ -261,13 +263,14 @@ class Ledger:
             remnants: take away what is only half written, too; nobody may be writing.
             also: rounds whose models are kept besides.
         """
-        pages = self.pages()
-        committed = [page for page in pages if page.state == "committed"]
-        working = [page for page in pages if page.state in ("open", "closed")]
-        lasting = [*committed[-keep_models:], *(page for page in committed if page.number in also)]
-        models = {name for page in lasting for name in (page.model, page.memory)} | {page.base for page in working}
-        of = {page.number for page in [*working, *(committed[-keep_updates:] if keep_updates else [])]}
-        updates = {entry.digest for number in of for entry in self.entries(number)}
+        newest = f"ORDER BY number DESC LIMIT {max(keep_models, keep_updates)}"  # whatever the number of rounds before
+        committed = self._db.read(f"SELECT number, model, memory FROM rounds WHERE state = 'committed' {newest}")  # noqa: S608
+        cherished = [self._db.read("SELECT model, memory FROM rounds WHERE number = ?", number) for number in also]
+        working = self._db.read("SELECT number, base FROM rounds WHERE state IN ('open', 'closed')")
+        lasting = [names for _, *names in committed[:keep_models]] + [names for rows in cherished for names in rows]
+        models = {name for names in lasting for name in names if name} | {base for _, base in working}
+        of = [number for number, *_ in [*working, *committed[:keep_updates]]]
+        updates = {name for n in of for (name,) in self._db.read("SELECT digest FROM updates WHERE counted = ?", n)}
         return self.models.sweep(models, remnants=remnants) + self.updates.sweep(updates, remnants=remnants)
 
     def close(self) -> None:

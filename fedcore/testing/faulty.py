@@ -73,9 +73,10 @@ class _FaultyConnection(Connection):
         if not isinstance(body, tuple) and faults.cut and faults.happens(faults.cut):
             body = _cut(body, faults.cut_after)
         elif faults.happens(faults.duplicate):
-            self._inner.request(message, body, timeout)
+            leave(self._inner.request(message, body, timeout).body)
         reply = self._inner.request(message, body, timeout)
         if faults.happens(faults.drop_reply):
+            leave(reply.body)
             raise ConnectionLost("the reply was lost, as planned")
         if faults.cut and reply.body and faults.happens(faults.cut):
             return Reply(reply.message, _cut(reply.body, faults.cut_after))

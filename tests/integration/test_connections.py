@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fedcore import AddressError, Client, FedAvg, Grpc, Limits, Server, ServerConfig, Transport, start_client
+from fedcore.messages import Fetch, Pull, Register
 
 
 class Quick(Client):
@@ -81,3 +82,17 @@ def test_a_second_server_on_the_same_port_is_refused():
         other = Server(server.address, strategy=strategy)
         with pytest.raises(AddressError, match="taken"):
             other.start()
+
+
+def test_a_download_that_nobody_reads_to_its_end_leaves_with_its_connection():
+    before = set(threading.enumerate())
+    strategy = FedAvg({"w": torch.zeros(1 << 18)})  # two chunks of the least size and more
+    with Server("127.0.0.1:0", config=ServerConfig(stop_grace=0), strategy=strategy) as server:
+        with Grpc().connect(server.address) as connection:
+            session = connection.request(Register("a", accepts=("safetensors",))).message.session
+            assigned = connection.request(Pull(session, 10.0)).message
+            reply = connection.request(Fetch(session, assigned.task.id, assigned.manifest.total_bytes))
+            [watch] = [each for each in set(threading.enumerate()) - before if each.name == "fedcore-watch"]
+        watch.join(10)
+        assert not watch.is_alive()
+        del reply

@@ -1,10 +1,13 @@
 """The ledger: what was noted is there again, what is damaged, foreign or in use is refused, and nothing is noted twice."""
 
+import json
 import os
 import re
 import shutil
 import sqlite3
 import stat
+import tracemalloc
+from contextlib import closing
 
 import pytest
 import torch
@@ -132,6 +135,24 @@ def test_sweeping_keeps_what_resuming_needs(ledger):
 def test_sweeping_can_keep_updates_for_replay(ledger):
     ledger.sweep(keep_models=2, keep_updates=1)
     assert len(list((ledger.folder / "updates").glob("*.*"))) == 3
+
+
+def test_sweeping_costs_the_same_after_many_rounds(ledger, folder):
+    def occupied():
+        tracemalloc.start()
+        ledger.sweep(keep_models=2, keep_updates=1)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    ledger.close_round(2, ["fit-2-a"])
+    ledger.commit_round(2, payload(9).manifest, {})
+    few = occupied()
+    with closing(sqlite3.connect(folder / "ledger.db")) as beside, beside:
+        facts = json.dumps({"traffic": {f"client-{number}": [number] * 4 for number in range(20)}})
+        row = "INSERT INTO rounds (number, state, base, facts) SELECT ?, 'committed', base, ? FROM rounds WHERE number = 2"
+        beside.executemany(row, [(number, facts) for number in range(3, 2000)])
+    assert occupied() < 2 * few
 
 
 def test_f22_two_at_once_are_refused(ledger, folder):

@@ -177,6 +177,8 @@ class GrpcConnection(Connection):
             raise _gone(error) from None
         try:
             with Watch(self._stall, lambda: self._carries(channel), call.cancel) as watch:
+                if not call.add_callback(watch.leave):  # who stops reading may hold on to what was read
+                    watch.leave()
                 for data in call:
                     yield assembly.take(_whole(data))
                     watch.progress()

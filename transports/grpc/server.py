@@ -242,7 +242,10 @@ class Service:
             data = with_body(*whole)
         else:
             data = await asyncio.get_running_loop().run_in_executor(None, with_body, *whole)
-        context.add_done_callback(lambda _: leave(body))  # until its client has the answer, it is a download under way
+        # until its client has the answer, it is a download under way; a callback of the context instead of the task would make
+        # a ring of objects that holds the whole call until the garbage collector comes by
+        call: Any = asyncio.current_task()
+        call.add_done_callback(lambda _: leave(body))
         return data
 
     async def _fetch(self, data: bytes, context: Any) -> None:

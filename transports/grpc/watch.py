@@ -34,6 +34,10 @@ class Watch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Look no more: the transfer is over."""
         self._over.set()
 
     def _look(self) -> None:
