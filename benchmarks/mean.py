@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from memory import extra
 
-from fedcore.aggregator import FedAvgAggregator, Update
+from fedcore.aggregator import Update
+from fedcore.averaging import FedAvgAggregator
 from fedcore.extents import extent
 
 

@@ -16,7 +16,8 @@ if (_beside := Path(__file__).resolve().parent.parent).joinpath("transports", "m
 __version__ = "0.1.0"
 
 _HOMES = {
-    "aggregator": ("Aggregator", "FedAvgAggregator", "Update"),
+    "aggregator": ("Aggregator", "Update"),
+    "averaging": ("FedAvgAggregator",),
     "client": ("Client",),
     "codec": ("Codec", "Wrapper"),
     "config": ("ServerConfig",),
@@ -68,8 +69,8 @@ if TYPE_CHECKING:
     from fedcore import events as events
     from fedcore import testing as testing
     from fedcore.aggregator import Aggregator as Aggregator
-    from fedcore.aggregator import FedAvgAggregator as FedAvgAggregator
     from fedcore.aggregator import Update as Update
+    from fedcore.averaging import FedAvgAggregator as FedAvgAggregator
     from fedcore.client import Client as Client
     from fedcore.codec import Codec as Codec
     from fedcore.codec import Wrapper as Wrapper

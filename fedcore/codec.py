@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
+import numpy as np
 from torch import Tensor
 
 from fedcore.errors import ConfigError, DecodeError
@@ -20,6 +21,9 @@ from fedcore.transport import Buffer
 Frame: TypeAlias = Buffer | list[Buffer]
 """One encoded shard: a buffer, or a list of buffers that are sent one after the other without being joined."""
 
+ZERO = "0" * 64
+"""What takes the place of a digest in a manifest whose base is zeros."""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -28,6 +32,11 @@ class Base:
     digest: str
     spec: Spec
     parameters: Parameters
+
+    @classmethod
+    def zero(cls, spec: Spec) -> Base:
+        """Return the base that everybody holds: zeros. For what is a difference itself; pages nobody writes cost nothing."""
+        return cls(ZERO, spec, spec.blank(lambda nbytes: np.zeros(nbytes, np.uint8)))
 
 
 @dataclass(frozen=True)

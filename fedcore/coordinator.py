@@ -37,6 +37,8 @@ from fedcore.roster import Member, Roster
 from fedcore.round import Assignment, Counted, Round, State, Ticket, misplaced
 from fedcore.rounds import Rounds
 
+_SOON = 0.05  # seconds until a late update may find the next round open
+
 
 class Coordinator:
     """The state of one run.
@@ -60,9 +62,8 @@ class Coordinator:
         self.progress = Progress(policy, num_rounds)
         self.evaluate_timeout = evaluate_timeout
         self.phase = Phase.WAITING
-        self.round = 1
+        self.round, self.changes = 1, 0
         self.failed = ""
-        self.changes = 0
         self.events: list[ev.Event] = []
         self.roster = Roster(run_id, policy.quorum, heartbeat_timeout)
         self.rounds = Rounds()
@@ -94,8 +95,10 @@ class Coordinator:
         back, member.status = not member.available, Status.WAITING
         if back:
             self.roster.watch(member.client_id, now)
-        task = self.rounds.offer(member.client_id)
-        if task is None:
+        freed = self.rounds.free(member.client_id)  # who asks is busy with nothing
+        if (task := self.rounds.offer(member.client_id)) is None:
+            if freed:
+                self._review(now)
             return Wait(self.round)
         member.status, member.round, member.step, member.total = Status.FETCHING_MODEL, task.round, 0, 0
         self.events.append(ev.TaskAssigned(at=now, round=task.round, kind=task.kind, client_id=member.client_id))
@@ -134,6 +137,8 @@ class Coordinator:
         if found and found.client_id == member.client_id:
             if beat.status is Status.ERROR:
                 self._give_back(found, beat.message or "the client failed", now)
+            elif self.rounds.is_late(found, self.round):
+                self.rounds.await_late([found])
             elif found.state is not State.ACCEPTED and not found.collection.takes(found):
                 return BeatReply(True, Directive.ABORT_TASK, f"round {found.round} is over for this client")
         return BeatReply(True)
@@ -148,7 +153,7 @@ class Coordinator:
             raise ProtocolError(f"there is no client {client_id[:64]!r}", reason="NO_SUCH_CLIENT")
         self.roster.evict(client_id, reason if for_good else "", now)
         self.events.append(ev.ClientEvicted(at=now, client_id=client_id, reason=reason))
-        for assignment in self.rounds.of(client_id):
+        for assignment in [*self.rounds.of(client_id), *filter(None, [self.rounds.late.get(client_id)])]:
             self._give_back(assignment, f"evicted: {reason}", now)
 
     def hold(self, reason: str) -> None:
@@ -169,10 +174,10 @@ class Coordinator:
         found = self.rounds.find(header.task_id)
         if found is None or found.client_id != member.client_id or found.made_for.number != header.round:
             return self._refuse(member.client_id, header.round, *misplaced(header.round, self.round), now)
-        if self._is_late(found):
+        if self.rounds.is_late(found, self.round) and self.phase is not Phase.FINISHED:
             if self.phase in (Phase.WAITING, Phase.AGGREGATING):
-                raise ConnectionLost("the update is late, and counts in the next round: send it again when that is open")
-            found = (self.rounds.fit and self.rounds.fit.carry(found)) or found
+                raise ConnectionLost("the update is late, and counts in the next round: send it again", retry_after=_SOON)
+            found = self.rounds.carry(found) or found
         collection, made_for = found.collection, found.made_for
         ticket = Ticket(found, header.digest, header.num_examples, member.token)
         if refusal := collection.refusal(ticket, self.round):
@@ -211,7 +216,7 @@ class Coordinator:
         if self.phase is not Phase.WAITING or not self.digest or self.progress.complete or self.held:
             return None
         opens = self.policy.opens_at(self.roster.ready, self.roster.quorum_since, now)
-        return self.roster.available if opens is not None and now >= opens else None
+        return [n for n in self.roster.available if n not in self.rounds.late] if opens is not None and now >= opens else None
 
     def open_round(self, invited: Iterable[str], now: float) -> Round:
         """Open the next round and invite clients to it."""
@@ -347,6 +352,7 @@ class Coordinator:
         if not (assignment.pending or assignment.state is State.LOST):
             return
         self.events.append(assignment.give_back(reason, now))
+        self.rounds.free(assignment.client_id)
         self.changes += assignment.collection.open
         self._review(now)
 
@@ -369,16 +375,11 @@ class Coordinator:
     def _open(self, invited: Iterable[str], opened_at: float) -> Round:
         self._move(Move.OPEN)
         fit = self.rounds.fit = Round(Kind.FIT, self.round, self.policy, opened_at, self.digest)
-        fit.deadline = self.policy.deadline_after(self.progress.took)
+        fit.deadline, fit.elsewhere = self.policy.deadline_after(self.progress.took), len(self.rounds.late)
         fit.invite(invited)
         self.changes += 1
         self.events.append(fit.opened(opened_at))
         return fit
-
-    def _is_late(self, found: Assignment) -> bool:
-        """Return whether an answer to a task is for a round that is over, and may count in another."""
-        wanted = self.policy.late != "drop" and found.kind is Kind.FIT and found.pending
-        return wanted and not found.collection.open and self.phase is not Phase.FINISHED
 
     def _close(self, fit: Round, now: float) -> None:
         fit.open = False

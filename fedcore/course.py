@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TypeVar
 
 from fedcore.ambition import Ambition
@@ -17,7 +18,7 @@ from fedcore.hub import Hub
 from fedcore.journal import Journal
 from fedcore.last_model import LastModel
 from fedcore.messages import Kind
-from fedcore.parameters import Parameters, Spec
+from fedcore.parameters import Parameters, Spec, changed
 from fedcore.strategy import Strategy, aggregator_of, mean_metrics
 from fedcore.tasks import Work
 
@@ -71,9 +72,10 @@ class Course:
     def adopt(self, parameters: Parameters, spec: Spec) -> None:
         """Make these the model that rounds start from."""
         name, self._extents = self.hub.cores.measured(parameters, spec)
+        policy = self.hub.coordinator.policy
         facts = {
             "seed": self._config.seed, "strategy": named(self._strategy), "settings": self._strategy.settings(),
-            "num_rounds": self._config.num_rounds,
+            "num_rounds": self._config.num_rounds, "pace": asdict(policy) if policy.asynchronous else None,
         }  # fmt: skip
         machine = self.hub.coordinator
         self.journal.begin(machine.run_id, facts, parameters, spec, name)
@@ -95,9 +97,10 @@ class Course:
         spec, parameters = self.model
         aggregator = aggregator_of(self._strategy, number, parameters)
         aggregator.each, aggregator.lend = self.hub.cores.each, self.hub.landings.lend
+        aggregator.difference = self.hub.coordinator.policy.asynchronous
         aggregator.prepare(spec, self._extents)
         upload = self._strategy.upload_spec(Kind.FIT, spec)
-        work = Work(Kind.FIT, number, parameters, spec, name, upload, aggregator)
+        work = Work(Kind.FIT, number, parameters, spec, name, upload, aggregator, difference=aggregator.difference)
         self.hub.tasks.works[Kind.FIT, number] = work
         return work
 
@@ -152,6 +155,8 @@ class Course:
         reach("agg.half")
         aggregate = work.aggregator.result()
         reach("agg.done")
+        if work.difference:
+            aggregate = changed(work.parameters, aggregate)
         proposed = self._strategy.step(work.number, work.parameters, aggregate)
         try:
             work.spec.check(proposed)

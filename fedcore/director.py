@@ -14,7 +14,6 @@ from itertools import groupby
 from typing import TypeVar
 
 from fedcore import events as ev
-from fedcore.aggregator import Update
 from fedcore.ambition import Ambition
 from fedcore.clock import Clock
 from fedcore.config import ServerConfig
@@ -155,7 +154,7 @@ class Director:
             return
         work = self.course.work(page.number, past.digest)
         for entry in past.entries:
-            work.updates.append(Update({}, entry.weight, entry.client_id, entry.counted, entry.metrics, entry.digest))
+            work.updates.append(entry.update({}, self.hub.coordinator.policy))
             self.hub.math.send(self._add_again, work, entry)
         with self.hub.turn() as machine:
             machine.reopen(page.invited, map(_counted, past.entries), page.elapsed, now, closed=page.state == "closed")
@@ -165,7 +164,7 @@ class Director:
         try:
             if work.aggregator is not None:
                 parameters = self.course.journal.read(entry)
-                kept = Update(parameters, entry.weight, entry.client_id, entry.counted, entry.metrics, entry.digest)
+                kept = entry.update(parameters, self.hub.coordinator.policy)
                 work.aggregator.add(kept)
         except Exception as error:
             log.exception("an update that was acknowledged cannot be read again")

@@ -166,7 +166,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One assignment to one client. ``upload`` is empty when the upload looks like the download."""
+    """One assignment to one client: ``upload`` is empty when it looks like the download, ``difference`` as in Aggregator."""
 
     id: str
     kind: Kind
@@ -174,6 +174,7 @@ class Task:
     base_digest: str = ""
     config: Config = field(default_factory=dict)
     upload: tuple[TensorInfo, ...] = ()
+    difference: bool = False
 
 
 @dataclass(frozen=True, slots=True)

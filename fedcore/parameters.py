@@ -246,6 +246,16 @@ def copy_parameters(parameters: Mapping[str, Tensor]) -> Parameters:
     return Spec.of(parameters).copy(parameters)
 
 
+def difference(parameters: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Parameters:
+    """Return what ``parameters`` changed of ``base``: floating-point tensors become differences, others stay as they are."""
+    return {name: value - base[name] if value.is_floating_point() else value for name, value in parameters.items()}
+
+
+def changed(base: Mapping[str, Tensor], change: Mapping[str, Tensor]) -> Parameters:
+    """Return what ``base`` becomes with a :func:`difference`."""
+    return {name: base[name] + value if value.is_floating_point() else value for name, value in change.items()}
+
+
 def digest(parameters: Mapping[str, Tensor], spec: Spec | None = None) -> str:
     """Return the BLAKE3 digest of a payload, in hexadecimal.
 

@@ -5,6 +5,8 @@ A policy is a value; it keeps no state and reads no clock.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -44,10 +46,25 @@ class RoundPolicy:
         on_failure: what follows a failed round: ``"retry"``: another one takes its place, up to ``max_failures`` in a row;
             ``"skip"``: it counts as one of the run's rounds; ``"abort"``: the run ends.
         late: what becomes of an update whose round is over: ``"drop"``: it does not count; ``"carry"``: it counts in the round
-            that is open, unless its client is in that one itself; ``"discount"``: the same, with a smaller weight.
+            that is open, unless its client is in that one itself; ``"discount"``: the same, with a smaller weight. A client
+            that is still busy with such an update is not invited meanwhile.
         late_discount: what the weight of such an update is multiplied by for each round it is late.
+        max_staleness: rounds that an update may be late and still count.
         adapt: the deadline is this many times the median of what the last rounds took, and ``deadline`` at most; after a
             failed round it is ``deadline`` again. None: always ``deadline``.
+        pace: ``"sync"``: as above. ``"async"``: a round is a buffer of ``target`` updates, whichever model they were made
+            from, and ``target + extra`` bounds nothing: every idle client is given the newest model at once, ``concurrency``
+            of them at most; an update counts in the round that is open when it comes, once per client and round. Updates
+            travel as differences to the model they began with. With a ``target`` above what comes, and a short ``deadline``,
+            rounds are semi-synchronous: they end at fixed times with whatever has come.
+        concurrency: clients that may be busy at once at an asynchronous pace; None: all.
+        staleness_exponent: a, at an asynchronous pace: the difference of an update that is s rounds late is multiplied by
+            ``(1 + s) ** -a`` before the mean, whose weights stay as they are, so that a late update moves the model less
+            and others no more.
+
+    Papers:
+        FedBuff: Nguyen et al., Federated Learning with Buffered Asynchronous Aggregation, AISTATS 2022.
+        FedAsync: Xie et al., Asynchronous Federated Optimization, arXiv 1903.03934.
     """
 
     target: int
@@ -60,9 +77,13 @@ class RoundPolicy:
     late: Literal["drop", "carry", "discount"] = "drop"
     late_discount: float = 0.5
     adapt: float | None = None
+    max_staleness: int = 16
+    pace: Literal["sync", "async"] = "sync"
+    concurrency: int | None = None
+    staleness_exponent: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, least in (("target", 1), ("quorum", 1), ("extra", 0), ("max_failures", 1)):
+        for name, least in (("target", 1), ("quorum", 1), ("extra", 0), ("max_failures", 1), ("max_staleness", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"RoundPolicy.{name} must be an integer of at least {least}, not {value!r}")
@@ -80,15 +101,52 @@ class RoundPolicy:
             )
         if self.adapt is not None and not self.adapt > 1:
             raise ConfigError(f"RoundPolicy.adapt must be above 1, or no round could take as long as the last: {self.adapt!r}")
+        self._check_pace()
         if not self.deadline > 0 or not self.start_wait >= 0:
             raise ConfigError(
                 f"RoundPolicy needs deadline > 0 and start_wait >= 0, not {self.deadline!r} and {self.start_wait!r}"
             )
 
+    def _check_pace(self) -> None:
+        if self.pace not in ("sync", "async"):
+            raise ConfigError(f"RoundPolicy.pace must be 'sync' or 'async', not {self.pace!r}")
+        if self.pace == "sync" and (self.concurrency is not None or self.staleness_exponent != 0.5):
+            raise ConfigError("RoundPolicy.concurrency and staleness_exponent are for pace='async'")
+        if self.pace == "async" and (self.extra or self.late != "drop"):
+            raise ConfigError("with RoundPolicy.pace='async' late updates count, and nobody is extra: leave out late and extra")
+        if self.concurrency is not None and not self.concurrency >= self.target:
+            raise ConfigError(
+                f"RoundPolicy.concurrency is {self.concurrency}, below target {self.target}: a buffer would wait for ever"
+            )
+        if not 0 <= self.staleness_exponent < math.inf:
+            raise ConfigError(f"RoundPolicy.staleness_exponent must be a number from 0, not {self.staleness_exponent!r}")
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether updates count in whichever round is open."""
+        return self.pace == "async"
+
+    @property
+    def carries(self) -> bool:
+        """Whether an update may count in a later round than its own."""
+        return self.asynchronous or self.late != "drop"
+
     @property
     def invitations(self) -> int:
-        """How many clients a round may keep busy."""
+        """How many clients may be busy at once."""
+        if self.asynchronous:
+            return sys.maxsize if self.concurrency is None else self.concurrency
         return self.target + self.extra
+
+    def vacancies(self, *, pending: int, accepted: int, elsewhere: int) -> int:
+        """Return how many more clients may be asked.
+
+        Args:
+            pending: those who were, and have not answered.
+            accepted: those who have.
+            elsewhere: those who are busy with a round before, and whose answer will count in this one.
+        """
+        return self.invitations - pending - (elsewhere if self.asynchronous else accepted)
 
     def opens_at(self, registered: int, quorum_since: float | None, now: float) -> float | None:
         """Return when a round may open, given the clients there are and since when they are a quorum; None: unforeseeable."""
@@ -108,8 +166,14 @@ class RoundPolicy:
             return num_examples
         return max(1, round(num_examples * self.late_discount**rounds_late))
 
-    def verdict(self, *, accepted: int, pending: int, closes_at: float, now: float) -> Verdict:
-        """Judge an open round by its accepted updates and by the invited clients that live and have not answered."""
+    def discount(self, rounds_late: int) -> float:
+        """Return what the difference that an update makes is multiplied by."""
+        return (1.0 + rounds_late) ** -self.staleness_exponent if self.asynchronous else 1.0
+
+    def verdict(self, *, accepted: int, pending: int, elsewhere: int = 0, closes_at: float, now: float) -> Verdict:
+        """Judge an open round by its accepted updates and by the clients that live and have not answered."""
+        if self.asynchronous:
+            pending += elsewhere
         if accepted >= self.target or (pending == 0 and accepted >= self.quorum):
             return Verdict.CLOSE
         if now < closes_at:

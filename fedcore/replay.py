@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from fedcore.aggregator import Update
 from fedcore.cores import Cores
 from fedcore.errors import ConfigError, MissingDependency, StateError
 from fedcore.journal import remembered
 from fedcore.ledger import Entry, Ledger, Page
 from fedcore.packing import pack, unpack
-from fedcore.parameters import Parameters, Spec, copy_parameters, digest
+from fedcore.parameters import Parameters, Spec, changed, copy_parameters, digest
+from fedcore.policy import RoundPolicy
 from fedcore.registry import available, find
 from fedcore.registry import codec as find_codec
 from fedcore.rows import understood
@@ -100,6 +100,8 @@ class _Rerun:
     def __init__(self, ledger: Ledger, strategy: Strategy, cores: Cores):
         self._ledger, self._strategy, self._cores = ledger, strategy, cores
         self._pages = ledger.pages()
+        with understood(ledger.folder):
+            self._pace = RoundPolicy(**(ledger.run_facts.get("pace") or {"target": 1}))
         tensors, self._plain = pack(strategy.state_dict())
         self._tensors = copy_parameters(tensors)
 
@@ -143,12 +145,13 @@ class _Rerun:
         parameters, spec = self._model(page.base)
         _, extents = self._cores.measured(parameters, spec)
         aggregator = aggregator_of(strategy, page.number, parameters)
-        aggregator.each = self._cores.each
+        aggregator.each, aggregator.difference = self._cores.each, self._pace.asynchronous
         aggregator.prepare(spec, extents)
         for entry in entries:
             update = self._ledger.updates.get(self._ledger.manifest(entry.digest))
-            aggregator.add(Update(update, entry.weight, entry.client_id, entry.counted, entry.metrics, entry.digest))
-        made = strategy.step(page.number, parameters, aggregator.result())
+            aggregator.add(entry.update(update, self._pace))
+        aggregate = aggregator.result()
+        made = strategy.step(page.number, parameters, changed(parameters, aggregate) if aggregator.difference else aggregate)
         spec.check(made)
         return digest(made, spec)
 

@@ -111,6 +111,7 @@ class Round:
     assignments: dict[str, Assignment] = field(default_factory=dict)  # by client id
     tasks: dict[str, Assignment] = field(default_factory=dict)  # the same by their own id
     tally: Counter[State] = field(default_factory=Counter)  # how many assignments are in which state
+    elsewhere: int = 0  # clients that are busy with a round before, and whose answers may count in this one
     doomed: str = ""  # why it cannot make a model, once that is certain
 
     def invite(self, clients: Iterable[str]) -> None:
@@ -196,7 +197,7 @@ class Round:
     @property
     def vacancies(self) -> int:
         """How many more clients may be asked."""
-        return self.policy.invitations - self.pending - self.count
+        return self.policy.vacancies(pending=self.pending, accepted=self.count, elsewhere=self.elsewhere)
 
     @property
     def missing(self) -> dict[str, str]:
@@ -214,7 +215,9 @@ class Round:
 
     def verdict(self, now: float) -> Verdict:
         """Ask the policy."""
-        return self.policy.verdict(accepted=self.count, pending=self.pending, closes_at=self.closes_at, now=now)
+        return self.policy.verdict(
+            accepted=self.count, pending=self.pending, elsewhere=self.elsewhere, closes_at=self.closes_at, now=now
+        )
 
     def opened(self, now: float) -> ev.RoundOpened:
         """Return the news that it is open."""

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedcore.aggregator import Update
 from fedcore.database import damaged
 from fedcore.errors import FedcoreError
 from fedcore.messages import Manifest, TensorInfo
+from fedcore.parameters import Parameters
+from fedcore.policy import RoundPolicy
 
 _SENSELESS = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
@@ -43,6 +46,13 @@ class Entry:
     counted: int
     weight: int
     instance: str = ""
+
+    def update(self, parameters: Parameters, policy: RoundPolicy) -> Update:
+        """Return it with its tensors, as it was before it was noted."""
+        discount = policy.discount(self.counted - self.round)
+        return Update(
+            parameters, self.weight, self.client_id, self.counted, self.metrics, self.digest, discount=discount
+        )
 
 
 @dataclass(frozen=True)

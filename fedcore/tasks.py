@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 class Work:
     """What one collection is about.
 
+    ``difference``: answers are differences to the models that they began with.
+
     ``upload`` is what answers must look like; None takes any model (the first one). ``failure`` is the first error of the
     aggregator after an update was acknowledged: there can be no model then.
     """
@@ -51,6 +53,7 @@ class Work:
     unsummed: deque[tuple[Update, int]] = field(default_factory=deque)  # with the room each takes of the budget
     failure: Exception | None = None
     entries: list[Entry] = field(default_factory=list)  # what is noted of the updates, if anything is
+    difference: bool = False
 
 
 @dataclass
@@ -130,7 +133,7 @@ class Tasks:
         down = self._strategy.download(work.kind, work.number, assignment.client_id, work.parameters)
         spec, down_digest = (work.spec, work.digest) if down is work.parameters else _describe(down)
         upload = () if work.upload is None or work.upload == spec else work.upload.infos
-        task = Task(assignment.id, work.kind, work.number, work.digest, config, upload)
+        task = Task(assignment.id, work.kind, work.number, work.digest, config, upload, work.difference)
         return task, self.broadcast.payload(down, spec, down_digest, route.codec, route.holds if route.deltas else "")
 
     def _configure(self, work: Work, assignment: Assignment) -> dict[str, Value]:

@@ -13,7 +13,7 @@ from secrets import token_hex
 from fedcore.aggregator import Update
 from fedcore.budget import Budget
 from fedcore.clock import Clock
-from fedcore.codec import Base, Codec
+from fedcore.codec import ZERO, Base, Codec
 from fedcore.config import ServerConfig
 from fedcore.coordinator import Coordinator
 from fedcore.errors import FedcoreError, RemoteError, SessionError, TooLarge, TooMany, TransportError
@@ -240,7 +240,8 @@ class Uploads:
         extents = check_finite(parameters)
         ticket, name = arrival.ticket, header.session.client_id
         weight = ticket.assignment.collection.policy.weight(header.num_examples, work.number - header.round)
-        update = Update(parameters, weight, name, work.number, metrics, header.digest, extents)
+        discount = ticket.assignment.collection.policy.discount(work.number - header.round)
+        update = Update(parameters, weight, name, work.number, metrics, header.digest, extents, discount)
         if work.aggregator:
             work.aggregator.check(update)
         return update
@@ -250,7 +251,8 @@ class Uploads:
         header, base = arrival.header, arrival.header.manifest.base
         intake = self.unfinished.claim(header)
         if intake is None:
-            intake = Intake(header.manifest, spec, codec, base=self._base(base) if base else None, lend=self._lend)
+            ground = Base.zero(spec) if base == ZERO else self._base(base) if base else None
+            intake = Intake(header.manifest, spec, codec, base=ground, lend=self._lend)
         try:
             return intake.take(behind(arrival.request.body, intake.received))
         except FedcoreError:

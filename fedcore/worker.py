@@ -17,7 +17,7 @@ from fedcore.failpoints import reach
 from fedcore.limits import Limits
 from fedcore.link import Link
 from fedcore.messages import Finished, Kind, Outcome, Status, Task
-from fedcore.parameters import Parameters, Spec
+from fedcore.parameters import Parameters, Spec, difference
 from fedcore.pool import drain
 from fedcore.registry import transport as find_transport
 from fedcore.site import SitePolicy
@@ -68,7 +68,8 @@ class Worker:
         spec = self._link.spec if task.kind is not Kind.INITIALIZE else None
         try:
             self._site.check_config(task.config)
-            base = spec.copy(parameters) if spec is not None and self._site.clip is not None else {}
+            needed = self._site.clip is not None or task.difference
+            base = spec.copy(parameters) if spec is not None and needed else {}
             reach("train.start")
             update = self._answer(task, parameters)
             reach("train.end")
@@ -101,6 +102,8 @@ class Worker:
             wanted.check(parameters)
             if base:
                 parameters = wanted.tie(self._site.clipped(dict(parameters), base))
+            if task.difference:
+                parameters = wanted.tie(difference(parameters, base))
         shape = wanted or Spec.of(parameters)
         self._site.check_outgoing(shape, self._sent)
         submitted = self._link.submit(task, shape, dict(parameters), num_examples, metrics)

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from fedcore.aggregator import Aggregator, FedAvgAggregator, Update, Weighting
+from fedcore.aggregator import Aggregator, Update
+from fedcore.averaging import FedAvgAggregator, Weighting
 from fedcore.errors import ConfigError
 from fedcore.parameters import Parameters, copy_parameters
 from fedcore.strategy import Strategy

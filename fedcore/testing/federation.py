@@ -14,6 +14,7 @@ from fedcore.history import History
 from fedcore.parameters import Parameters
 from fedcore.registry import transport as find_transport
 from fedcore.server import Server
+from fedcore.site import SitePolicy
 from fedcore.strategy import Strategy
 from fedcore.transport import Transport
 from fedcore.turns import Turns
@@ -32,6 +33,7 @@ def run_federation(
     observers: Sequence[Observer] = (),
     timeout: float = 60.0,
     at_once: int | None = None,
+    site: SitePolicy | None = None,
 ) -> tuple[History, Parameters]:
     """Run a server and its clients, each on a thread, and return ``(history, final_parameters)``.
 
@@ -48,6 +50,7 @@ def run_federation(
         observers: callables that receive every event.
         timeout: seconds after which a run that does not end is an error.
         at_once: how many clients may work at a time; None: all.
+        site: what each client's site allows.
 
     Raises:
         Exception: what the first client raised whose code failed, unless the run went on to its end without it.
@@ -67,7 +70,7 @@ def run_federation(
             with gate:
                 start_client(
                     server.address, client, name, transport=wire, codec=client_codec or codec, patience=5.0,
-                    limits=server.config.limits,
+                    limits=server.config.limits, site=site,
                 )  # fmt: skip
         except BaseException as error:  # noqa: BLE001 - raised by the caller's thread below
             failures.append(error)

@@ -99,24 +99,28 @@ class Findings:
             self.faults.append(fault)
 
 
-def check_state(folder: str | Path, told: Iterable[Told] = (), *, quorum: int = 1, most: int | None = None) -> Findings:
+def check_state(
+    folder: str | Path, told: Iterable[Told] = (), *, quorum: int = 1, most: int | None = None, late: int = 0
+) -> Findings:
     """Judge a state directory by what clients were told.
 
-    What must hold: an acknowledged update is in exactly one round, the one it was made for, with the digest and the weight it
-    had; a client has one update in a round; each round has one outcome, and a committed one goes on from the model before it;
-    no committed round has fewer updates than the quorum, or more than were invited; the newest model is on the disk, whole.
+    What must hold: an acknowledged update is in exactly one round, the one it was made for unless late ones count, with the
+    digest and the weight it had; a client has one update in a round; each round has one outcome, and a committed one goes on
+    from the model before it; no committed round has fewer updates than the quorum, or more than were invited; the newest
+    model is on the disk, whole.
 
     Args:
         folder: the state directory of a server that does not run.
         told: what clients were told.
         quorum: the fewest updates of a round.
         most: the most.
+        late: how many rounds after its own an update may count in.
     """
     with closing(sqlite3.connect(f"{Path(folder).absolute().as_uri()}/ledger.db?mode=ro", uri=True)) as database:
         rounds = database.execute("SELECT number, state, base, model FROM rounds ORDER BY number").fetchall()
         updates = database.execute("SELECT task_id, round, client_id, digest, num_examples, counted FROM updates").fetchall()
         lost = {number for number, facts in database.execute("SELECT number, facts FROM rounds") if "lost" in json.loads(facts)}
-    found = check_rows(rounds, updates, told, quorum=quorum, most=most, lost=lost)
+    found = check_rows(rounds, updates, told, quorum=quorum, most=most, late=late, lost=lost)
     newest = next((model for number, state, _, model in reversed(rounds) if state == "committed" and number not in lost), "")
     _check_file(found, Path(folder) / "models", newest)
     return found
@@ -129,6 +133,7 @@ def check_rows(
     *,
     quorum: int = 1,
     most: int | None = None,
+    late: int = 0,
     lost: Collection[int] = (),
 ) -> Findings:
     """Judge what a server noted, wherever it did; see :func:`check_state`.
@@ -139,11 +144,14 @@ def check_rows(
         told: what clients were told.
         quorum: the fewest updates of a round.
         most: the most.
+        late: how many rounds after its own an update may count in.
         lost: rounds whose models were lost, and given up.
     """
     found = Findings(rounds=len(rounds) - 1, updates=len(updates))
     _check_rounds(found, rounds, lost)
     _check_updates(found, rounds, updates, quorum, most)
+    for task_id, number, *_, counted in updates:
+        found.expect(0 <= counted - number <= late, f"{task_id} was made for round {number}, and counts in {counted}")
     _check_told(found, updates, list(told))
     return found
 

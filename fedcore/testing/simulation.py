@@ -77,12 +77,13 @@ class Simulation:
     seconds: float = 0.0
     durable: bool = True
 
-    def check(self, *, quorum: int = 1, most: int | None = None) -> Findings:
+    def check(self, *, quorum: int = 1, most: int | None = None, late: int = 0) -> Findings:
         """Judge what the server noted by what clients were told; see :func:`~fedcore.testing.check_state`.
 
         Args:
             quorum: the fewest updates of a round.
             most: the most.
+            late: how many rounds after its own an update may count in.
         """
         rounds = [(page.number, page.state, page.base, page.model or None) for _, page in sorted(self.disk.pages.items())]
         updates = [
@@ -90,7 +91,7 @@ class Simulation:
             for each in self.disk.entries.values()
         ]
         told = self.told if self.durable else ()
-        return check_rows(rounds, updates, told, quorum=quorum, most=most)
+        return check_rows(rounds, updates, told, quorum=quorum, most=most, late=late)
 
 
 def simulate(

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from fedcore.aggregator import FedAvgAggregator
+from fedcore.averaging import FedAvgAggregator
 from fedcore.blobs import SHARD_BYTES
 from fedcore.broadcast import encode
 from fedcore.codecs.safetensors import Safetensors

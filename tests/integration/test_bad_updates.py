@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedcore import Client, FedAvg, Grpc, Memory, Server, ServerConfig, errors, start_client
-from fedcore.aggregator import FedAvgAggregator
+from fedcore.averaging import FedAvgAggregator
 from fedcore.testing import run_federation
 from fedcore.transports.grpc import TransferPolicy
 

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcore.aggregator import FedAvgAggregator, Update
+from fedcore.aggregator import Update
+from fedcore.averaging import FedAvgAggregator
 from fedcore.parameters import DTYPES, digest
 
 FAST = settings(max_examples=80, deadline=None, database=None)

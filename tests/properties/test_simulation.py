@@ -121,11 +121,13 @@ def ragged(seed):
     crash_server = 0.02 * bad * draw.random()
     # clients leave when a run has failed, and a server that crashes then would wait for them
     once = {"max_failures": 1000} if crash_server else {"max_failures": 3, "on_failure": draw.choice(["retry", "abort"])}
+    buffers = {"pace": "async", "extra": 0, "late": "drop", "max_staleness": seed % 7, "staleness_exponent": seed % 3 / 2}
+    pace = buffers if seed % 4 == 3 else {}
     policy = RoundPolicy(**{
         "target": target, "quorum": draw.randint(1, target), "deadline": draw.choice([5.0, 20.0, 100.0]),
         "extra": draw.choice([0, 0, 1, 2]), "start_wait": draw.choice([0.0, 2.0, 10.0]), **once,
         **({"on_failure": "skip"} if draw.random() < 0.2 else {}),
-        "late": draw.choice(["drop", "drop", "carry", "discount"]), "adapt": draw.choice([None, None, 2.0]),
+        "late": draw.choice(["drop", "drop", "carry", "discount"]), "adapt": draw.choice([None, None, 2.0]), **pace,
     })  # fmt: skip
     return Scenario(
         policy, seed, NAMES[:count], draw.choice([Trains, Evaluates]),
@@ -151,7 +153,9 @@ def ragged(seed):
 def judge(scenario, found):
     """Return what is wrong with a run."""
     policy, pages = scenario.policy, found.disk.pages
-    faults = list(found.check(quorum=policy.quorum, most=policy.invitations).faults)  # what a crash overtakes may still count
+    late = policy.max_staleness if policy.carries else 0
+    # what a crash overtakes may still count
+    faults = list(found.check(quorum=policy.quorum, most=policy.invitations, late=late).faults)
     if [record.number for record in found.history.rounds] != list(range(1, len(found.history.rounds) + 1)):
         faults.append("the history has gaps, or tells of a round twice")
     told = {record.number: (record.outcome, record.digest) for record in found.history.rounds}
@@ -167,7 +171,8 @@ def judge(scenario, found):
     for number, base in scenario.received:
         if number not in pages or pages[number].base != base:
             faults.append(f"somebody trained on another model than round {number}'s")
-    return faults + list(misjudged(policy, found.disk)) + list(overdue(policy, found.log))
+    wrong = [*misjudged(policy, found.disk), *drifted(policy, found.disk, found.parameters), *overdue(policy, found.log)]
+    return faults + wrong
 
 
 def misjudged(policy, disk):
@@ -177,15 +182,33 @@ def misjudged(policy, disk):
         counted = disk.of(page.number)
         for entry in counted:
             late = page.number - entry.round
-            if entry.num_examples != weight(entry.round, entry.client_id) or (late and policy.late == "drop"):
+            if entry.num_examples != weight(entry.round, entry.client_id) or (late and not policy.carries):
                 yield f"{entry} counts in round {page.number}"
             if entry.weight != policy.weight(entry.num_examples, late):
                 yield f"{entry} counts with another weight in round {page.number}"
+        if policy.asynchronous:
+            continue
         total = sum(entry.weight for entry in counted) or 1
         mean = UNIT * sum(entry.weight * value(entry.round, entry.client_id) for entry in counted) / total
         model = {"w": torch.tensor([mean, 0.0 - mean], dtype=torch.float64), "n": torch.tensor(place)}
         if page.model != digest(model):
             yield f"the model of round {page.number} is not {model}"
+
+
+def drifted(policy, disk, final):
+    """Yield what is wrong with the last model of buffers of differences."""
+    committed = [page for number, page in sorted(disk.pages.items()) if number and page.state == "committed"]
+    models = {digest(initial()): 0.0}
+    for page in committed if policy.asynchronous and final else ():
+        counted, change = disk.of(page.number), 0.0
+        for entry in counted:
+            part = policy.discount(page.number - entry.round) * entry.weight / sum(each.weight for each in counted)
+            change += part * (UNIT * value(entry.round, entry.client_id) - models[disk.pages[entry.round].base])
+        models[page.model] = models[page.base] + change
+    if policy.asynchronous and final and committed:
+        wanted = models[committed[-1].model]
+        if abs(float(final["w"][0]) - wanted) > 1e-5 * UNIT:  # discounts are rounded to 20 bits
+            yield f"the last model is {final}, and not {wanted}"
 
 
 def overdue(policy, log):

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcore.aggregator import FedAvgAggregator, Gather, Update, as_update
+from fedcore.aggregator import Gather, Update, as_update
+from fedcore.averaging import FedAvgAggregator
 from fedcore.errors import AggregationError, ConfigError, InvalidWeight, OutOfRange, SchemaMismatch
 from fedcore.parameters import digest
 
@@ -316,3 +317,36 @@ class TestCap:
         aggregator = FedAvgAggregator({"w": torch.ones(1)}, max_share=0.5)
         with pytest.raises(SchemaMismatch):
             aggregator.add(Update({}, 5))
+
+
+class TestDifferences:
+    """At an asynchronous pace updates are differences, and late ones are smaller, not lighter."""
+
+    def aggregator(self):
+        made = FedAvgAggregator({"w": torch.ones(1), "n": torch.tensor(7)})
+        made.difference = True
+        return made
+
+    def updates(self):
+        one = Update({"w": torch.tensor([4.0]), "n": torch.tensor(9)}, 10, "a")
+        return [one, Update({"w": torch.tensor([1.0]), "n": torch.tensor(8)}, 30, "b", discount=0.5)]
+
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_the_discount_is_outside_the_mean(self, order):
+        found = self.aggregator().aggregate(self.updates()[::order])
+        assert found["w"].tolist() == [(10 * 4.0 + 30 * 0.5) / 40]
+        assert found["n"] == 9
+
+    def test_in_parts_they_add_up_to_the_same(self):
+        whole, one, other = (self.aggregator() for _ in range(3))
+        for update, part in zip(self.updates(), (one, other), strict=True):
+            whole.add(update)
+            part.add(update)
+        one.merge(other.partial())
+        assert digest(one.result()) == digest(whole.result())
+
+    def test_who_gathers_them_is_given_what_is_left(self):
+        gather = Gather(lambda updates: {"w": sum(each.parameters["w"] for each in updates)})
+        for each in self.updates():
+            gather.add(each)
+        assert gather.result()["w"].tolist() == [4.5]

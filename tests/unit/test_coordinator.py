@@ -577,9 +577,56 @@ class TestLateUpdates:
         self.again(run, ["a", "b"])
         assert self.hand_in(run, header).outcome is Outcome.STALE
 
+    def test_its_client_is_told_to_go_on_and_asked_nothing_else(self):
+        run, task, header = self.late()
+        assert run.beat("a", 10.5, task=task.id).directive is Directive.CONTINUE
+        run.machine.publish("m1", 11.0)
+        run.join("c", now=11.0)
+        assert run.machine.candidates(11.0) == ["b", "c"]
+        run.open(11.0)
+        assert run.beat("a", 11.5, task=task.id).directive is Directive.CONTINUE
+        assert self.hand_in(run, header).outcome is Outcome.ACCEPTED
+        assert run.pull("a", 12.0) == Wait(2)
+        run.submit(run.pull("b", 12.0), now=12.0)
+        run.machine.publish("m2", 13.0)
+        assert run.machine.candidates(13.0) == ["a", "b", "c"]
+
+    def test_one_that_asks_for_work_is_not_busy(self):
+        run, task, header = self.late()
+        run.machine.publish("m1", 11.0)
+        run.open(11.0)
+        assert run.pull("a", 12.0).round == 2
+        assert run.beat("a", 12.0, task=task.id).directive is Directive.ABORT_TASK
+        assert self.hand_in(run, header).outcome is Outcome.STALE
+
+    @pytest.mark.parametrize("end", ["gives back", "lost", "evicted"])
+    def test_who_is_gone_is_waited_for_no_more(self, end):
+        run, task, _ = self.late()
+        run.machine.publish("m1", 11.0)
+        assert run.machine.rounds.late == {"a": task}
+        if end == "gives back":
+            run.beat("a", 12.0, Status.ERROR, task.id)
+        elif end == "evicted":
+            run.machine.evict("a", "for a reason", 12.0)
+        else:
+            run.beat("b", 900.0)
+            run.machine.tick(1001.0)
+        assert not run.machine.rounds.late
+
+    def test_not_when_it_is_later_than_that(self):
+        run, task, header = self.late(max_staleness=1)
+        self.again(run, ["b"])
+        run.submit(run.pull("b", 12.0), now=12.0)
+        run.machine.publish("m2", 13.0)
+        run.open(13.0, ["b"])
+        assert run.beat("a", 13.5, task=task.id).directive is Directive.ABORT_TASK
+        assert self.hand_in(run, header, 14.0).outcome is Outcome.STALE
+        run.pull("a", 15.0)
+        assert not run.machine.rounds.late
+
     def test_between_rounds_it_is_to_come_again(self):
         run, _, header = self.late()
-        with pytest.raises(errors.ConnectionLost, match="when that is open"):
+        with pytest.raises(errors.ConnectionLost, match="counts in the next round"):
             run.machine.admit(header, 10.5)
 
     def test_after_the_end_it_is_dropped(self):
@@ -624,3 +671,92 @@ def test_f6_a_time_in_which_nobody_could_be_heard_counts_for_nothing():
     assert run.machine.rounds.fit.closes_at == 70.0
     run.machine.tick(26.0)
     assert len(run.seen(events.ClientLost)) == 2
+
+
+class TestAsynchronousPace:
+    """A round is a buffer of two updates; client a is slow."""
+
+    def begin(self, **policy):
+        run = Run(target=2, quorum=1, deadline=1000.0, lease=1000.0, pace="async", num_rounds=100, **policy)
+        run.join("a", "b", "c", "d")
+        run.open()
+        self.tasks = {name: run.pull(name) for name in "abcd"}
+        self.bases = {1: "m0"}
+        return run
+
+    def hand_in(self, run, name, now=0.0):
+        task = self.tasks[name]
+        return run.submit(task, now, number=task.made_for.number, base=self.bases[task.made_for.number], digest=f"{name}{now}")
+
+    def publish(self, run, now=0.0):
+        run.machine.publish(f"m{run.machine.round}", now)
+        self.bases[run.machine.round] = run.machine.digest
+        run.open(now)
+
+    def turn(self, run, *names, now=0.0):
+        """Make one model of the updates of these clients, and give them new tasks."""
+        for name in names:
+            assert self.hand_in(run, name, now).outcome is Outcome.ACCEPTED
+        self.publish(run, now)
+        for name in names:
+            self.tasks[name] = run.pull(name, now)
+
+    def test_everybody_is_busy_and_an_update_counts_whichever_model_it_was_made_from(self):
+        run = self.begin()
+        assert len(run.machine.rounds.fit.assignments) == 4
+        self.turn(run, "b", "c")
+        assert [self.tasks[name].round for name in "abcd"] == [1, 2, 2, 1]
+        self.turn(run, "b", "d")
+        self.turn(run, "b", "a")
+        assert [e.accepted for e in run.seen(events.RoundCommitted)] == [("b", "c"), ("b", "d"), ("a", "b")]
+        assert [self.tasks[name].round for name in "abcd"] == [4, 4, 2, 3]
+
+    def test_a_client_counts_once_in_a_round(self):
+        run = self.begin()
+        assert self.hand_in(run, "b").outcome is Outcome.ACCEPTED
+        assert run.pull("b") == Wait(1)
+
+    def test_a_round_waits_for_those_who_are_busy_with_an_older_one(self):
+        run = self.begin()
+        self.turn(run, "b", "c")
+        assert self.hand_in(run, "a").outcome is Outcome.ACCEPTED
+        assert run.machine.phase is Phase.COLLECTING
+        for name in "bc":
+            run.beat(name, status=Status.ERROR, task=self.tasks[name].id)
+        assert run.machine.phase is Phase.COLLECTING  # for d
+        run.beat("d", status=Status.ERROR, task=self.tasks["d"].id)
+        assert run.machine.phase is Phase.AGGREGATING
+
+    def test_no_more_are_busy_at_once_than_the_policy_wants(self):
+        run = Run(target=1, deadline=1000.0, lease=1000.0, pace="async", concurrency=2)
+        run.join("a", "b", "c")
+        run.open(invited=["a", "b"])
+        self.tasks = {name: run.pull(name) for name in "ab"}
+        self.bases = {1: "m0"}
+        assert run.pull("c") == Wait(1)
+        assert self.hand_in(run, "a").outcome is Outcome.ACCEPTED
+        run.machine.publish("m1", 0.0)
+        run.open(invited=[])
+        assert run.pull("c").round == 2
+        assert run.pull("a") == Wait(2)
+
+    def test_one_that_is_too_late_is_told_so(self):
+        run = self.begin(max_staleness=2)
+        for now in (1.0, 2.0):
+            self.turn(run, "b", "c", now=now)
+            assert run.beat("a", task=self.tasks["a"].id).directive is Directive.CONTINUE
+        self.turn(run, "b", "c", now=3.0)
+        assert run.beat("a", task=self.tasks["a"].id).directive is Directive.ABORT_TASK
+        assert self.hand_in(run, "a").outcome is Outcome.STALE
+
+    def test_long_after_its_round_was_forgotten_a_late_update_counts(self):
+        run = self.begin(max_staleness=50)
+        for now in range(40):
+            self.turn(run, "b", "c", now=float(now))
+        assert self.hand_in(run, "a", 50.0).outcome is Outcome.ACCEPTED
+
+    def test_at_the_deadline_what_came_is_enough(self):
+        run = self.begin()
+        self.hand_in(run, "b")
+        run.machine.tick(1000.0)
+        assert run.machine.phase is Phase.AGGREGATING

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from fedcore import FedAvg
-from fedcore.aggregator import FedAvgAggregator, Update
+from fedcore.aggregator import Update
+from fedcore.averaging import FedAvgAggregator
 from fedcore.errors import ConfigError, SchemaMismatch
 
 

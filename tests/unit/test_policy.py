@@ -1,6 +1,7 @@
 """When a round opens and when it is over."""
 
 import math
+import sys
 
 import pytest
 
@@ -47,6 +48,33 @@ def test_a_policy_is_a_value():
 
 def test_invitations():
     assert policy(extra=2).invitations == 5
+    assert policy(pace="async").invitations == sys.maxsize
+    assert policy(pace="async", concurrency=7).invitations == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"pace": "slow"}, "pace"),
+        ({"concurrency": 4}, "pace='async'"),
+        ({"staleness_exponent": 1.0}, "pace='async'"),
+        ({"pace": "async", "extra": 1}, "extra"),
+        ({"pace": "async", "late": "carry"}, "late"),
+        ({"pace": "async", "concurrency": 2}, "below target 3"),
+        ({"pace": "async", "staleness_exponent": -1.0}, "staleness_exponent"),
+        ({"pace": "async", "staleness_exponent": math.nan}, "staleness_exponent"),
+        ({"max_staleness": -1}, "max_staleness"),
+    ],
+)
+def test_paces_make_sense(changes, named):
+    with pytest.raises(ConfigError, match=named):
+        policy(**changes)
+
+
+def test_a_late_difference_counts_less():
+    assert [policy(pace="async").discount(late) for late in (0, 3, 15)] == [1.0, 0.5, 0.25]
+    assert policy(pace="async", staleness_exponent=0.0).discount(9) == 1.0
+    assert policy(late="carry").discount(9) == 1.0
 
 
 @pytest.mark.parametrize(

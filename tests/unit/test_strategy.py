@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fedcore import FedAvg, Strategy
-from fedcore.aggregator import FedAvgAggregator, Gather, Update
+from fedcore.aggregator import Gather, Update
+from fedcore.averaging import FedAvgAggregator
 from fedcore.messages import Kind
 from fedcore.parameters import Spec
 from fedcore.strategy import aggregator_of, mean_metrics

@@ -13,8 +13,8 @@ SHELVES = ("codecs", "transports", "protos", "strategies", "filters", "estimator
 ROWS = [
     {"errors", "parameters", "messages", "values", "shards", "pool", "views", "extents"},
     {
-        "codec", "transport", "client", "aggregator", "fixedpoint", "strategy", "policy", "registry", "security", "site",
-        "access", "config", "events", "history", "compression", "tensorwise", "blockwise", "durable", "goal", "limits",
+        "codec", "transport", "client", "aggregator", "averaging", "fixedpoint", "strategy", "policy", "registry", "security",
+        "site", "access", "config", "events", "history", "compression", "tensorwise", "blockwise", "durable", "goal", "limits",
         "pace", "private", "tokens", "watched",
     },
     {"coordinator", "round", "rounds", "roster", "phase", "progress"},

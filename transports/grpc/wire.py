@@ -145,7 +145,7 @@ def pack_task(task: Task) -> pb.Task:
     """Task to protobuf."""
     return pb.Task(
         id=task.id, kind=task.kind.name, round=task.round, base_digest=task.base_digest,
-        config=pack_config(task.config), upload=map(_pack_info, task.upload),
+        config=pack_config(task.config), upload=map(_pack_info, task.upload), difference=task.difference,
     )  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def unpack_task(message: pb.Task) -> Task:
     """Protobuf to Task."""
     return Task(
         message.id, _enum(pb.Task.Kind, message.kind, Kind), message.round, message.base_digest,
-        unpack_config(message.config), tuple(map(_unpack_info, message.upload)),
+        unpack_config(message.config), tuple(map(_unpack_info, message.upload)), message.difference,
     )  # fmt: skip
 
 
