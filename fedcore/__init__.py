@@ -42,6 +42,10 @@ _HOMES = {
         "UnknownName",
         "UpdateRejected",
     ),
+    "exchange": ("Exchange",),
+    "filter": ("Context", "Filter"),
+    "filters.clip": ("Clip",),
+    "filters.gaussian": ("Gaussian",),
     "goal": ("Goal",),
     "history": ("History", "RoundRecord"),
     "limits": ("Limits",),
@@ -52,10 +56,23 @@ _HOMES = {
     "security": ("TLS",),
     "site": ("SitePolicy",),
     "server": ("Server", "start_server"),
+    "strategies.fedadagrad": ("FedAdagrad",),
+    "strategies.fedadam": ("FedAdam",),
+    "strategies.fedasync": ("FedAsync",),
     "strategies.fedavg": ("FedAvg",),
+    "strategies.fedavgm": ("FedAvgM",),
+    "strategies.fedbuff": ("FedBuff",),
+    "strategies.feddyn": ("FedDyn",),
+    "strategies.fednova": ("FedNova",),
+    "strategies.fedopt": ("FedOpt",),
+    "strategies.fedprox": ("FedProx",),
+    "strategies.fedyogi": ("FedYogi",),
+    "strategies.qfedavg": ("QFedAvg",),
+    "strategies.scaffold": ("Scaffold",),
     "strategy": ("Strategy",),
     "tokens": ("Tokens",),
     "transport": ("Connection", "Listener", "Transport"),
+    "training": ("Training",),
     "transports.grpc": ("Grpc",),
     "transports.memory": ("Memory",),
     "worker": ("start_client", "start_clients"),
@@ -94,6 +111,11 @@ if TYPE_CHECKING:
     from fedcore.errors import TransportError as TransportError
     from fedcore.errors import UnknownName as UnknownName
     from fedcore.errors import UpdateRejected as UpdateRejected
+    from fedcore.exchange import Exchange as Exchange
+    from fedcore.filter import Context as Context
+    from fedcore.filter import Filter as Filter
+    from fedcore.filters.clip import Clip as Clip
+    from fedcore.filters.gaussian import Gaussian as Gaussian
     from fedcore.goal import Goal as Goal
     from fedcore.history import History as History
     from fedcore.history import RoundRecord as RoundRecord
@@ -108,9 +130,22 @@ if TYPE_CHECKING:
     from fedcore.server import Server as Server
     from fedcore.server import start_server as start_server
     from fedcore.site import SitePolicy as SitePolicy
+    from fedcore.strategies.fedadagrad import FedAdagrad as FedAdagrad
+    from fedcore.strategies.fedadam import FedAdam as FedAdam
+    from fedcore.strategies.fedasync import FedAsync as FedAsync
     from fedcore.strategies.fedavg import FedAvg as FedAvg
+    from fedcore.strategies.fedavgm import FedAvgM as FedAvgM
+    from fedcore.strategies.fedbuff import FedBuff as FedBuff
+    from fedcore.strategies.feddyn import FedDyn as FedDyn
+    from fedcore.strategies.fednova import FedNova as FedNova
+    from fedcore.strategies.fedopt import FedOpt as FedOpt
+    from fedcore.strategies.fedprox import FedProx as FedProx
+    from fedcore.strategies.fedyogi import FedYogi as FedYogi
+    from fedcore.strategies.qfedavg import QFedAvg as QFedAvg
+    from fedcore.strategies.scaffold import Scaffold as Scaffold
     from fedcore.strategy import Strategy as Strategy
     from fedcore.tokens import Tokens as Tokens
+    from fedcore.training import Training as Training
     from fedcore.transport import Connection as Connection
     from fedcore.transport import Listener as Listener
     from fedcore.transport import Transport as Transport

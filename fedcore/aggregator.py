@@ -29,6 +29,7 @@ class Update:
         digest: BLAKE3 of the tensors, or "".
         extents: the largest magnitude in each floating-point tensor, if somebody has measured them.
         discount: what a difference is to be multiplied by, beside its weight, because it is late.
+        seconds: from the task to the update, over the network both ways; 0 where that is not known any more.
     """
 
     parameters: Parameters
@@ -39,6 +40,7 @@ class Update:
     digest: str = ""
     extents: Mapping[str, float] = field(default_factory=dict, repr=False)
     discount: float = 1.0
+    seconds: float = 0.0
 
     def extent(self, name: str) -> float:
         """Return the largest magnitude in a tensor; looked up if it was measured when the update was taken in."""

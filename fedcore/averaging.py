@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedcore.aggregator import Aggregator, Job, Result, Update, as_update
 from fedcore.errors import AggregationError, ConfigError, InvalidWeight, SchemaMismatch
+from fedcore.exchange import Exchange
 from fedcore.extents import extents
 from fedcore.fixedpoint import LARGEST_TERM, Batch, FixedPointSum, batches
 from fedcore.parameters import Parameters, Spec
@@ -41,6 +42,7 @@ class FedAvgAggregator(Aggregator):
             rounded to a multiple of ``2 ** -20``.
         max_share: the largest part of the total weight that one client may have; heavier ones are cut down to it. With
             so few updates that this cannot be, all weigh the same. Keeps the ``1 / max_share`` heaviest updates.
+        exchange: its rules for buffers go before what is done by dtype.
 
     Raises:
         ConfigError: an argument makes no sense.
@@ -52,6 +54,7 @@ class FedAvgAggregator(Aggregator):
         *,
         weighting: Weighting = "examples",
         max_share: float | None = None,
+        exchange: Exchange | None = None,
     ):
         if not callable(weighting) and weighting not in ("examples", "uniform"):
             raise ConfigError(f"weighting must be 'examples', 'uniform' or a function, not {weighting!r}")
@@ -68,6 +71,9 @@ class FedAvgAggregator(Aggregator):
         self._sums: dict[str, FixedPointSum] = {}
         self._finest = 0.0  # the largest scale of a sum
         self._largest: dict[str, Tensor] = {}
+        self._totals: dict[str, Tensor] = {}  # of integers that are averaged
+        self._unmoved: dict[str, Tensor] = {}  # what stays as it is at the server
+        self._exchange = exchange or Exchange()
         self._base = base
 
     @property
@@ -132,7 +138,8 @@ class FedAvgAggregator(Aggregator):
         blank = spec.blank(self.lend)
         self._place()
         self.each([Job(batch.memory.nbytes, partial(batch.mean, self.weight, blank)) for batch in self._batches])
-        return spec.tie({**blank, **self._largest})
+        means = {name: _rounded_mean(total, self.weight, blank[name].dtype) for name, total in self._totals.items()}
+        return spec.tie({**blank, **self._largest, **self._unmoved, **means})
 
     def aggregate(self, updates: Iterable[Result]) -> Parameters:
         """Return the mean of ``updates``: Updates, or ``(parameters, num_examples)`` pairs."""
@@ -148,9 +155,9 @@ class FedAvgAggregator(Aggregator):
 
     def partial(self) -> Parameters:
         """Return the exact sums so far: ``sum/NAME/...`` for each averaged tensor, ``max/NAME`` for others, ``weight``."""
+        self._known()
         if not self.mergeable:
             return super().partial()
-        self._known()
         for batch in self._batches:
             batch.part()
         parts = {f"sum/{name}/{part}": t for name, s in self._sums.items() for part, t in s.parts().items()}
@@ -184,8 +191,13 @@ class FedAvgAggregator(Aggregator):
     def _start(self, spec: Spec, like: Mapping[str, Tensor], bounds: Mapping[str, float]) -> None:
         self._spec = spec
         for info in spec.entries:
-            tensor = like[info.name]
-            if info.name in bounds:
+            tensor, rule = like[info.name], self._exchange.rule(info.name)
+            if rule == "server":
+                self._unmoved[info.name] = tensor.detach().cpu().clone()
+            elif rule == "average" and info.name not in bounds:
+                self._totals[info.name] = torch.zeros(tensor.shape, dtype=torch.float64)
+                self.mergeable = False
+            elif info.name in bounds and rule != "max":
                 self._sums[info.name] = FixedPointSum(tensor.shape, tensor.dtype, bounds[info.name], self._fraction_bits)
             else:
                 self._largest[info.name] = tensor.detach().cpu().clone()
@@ -220,12 +232,16 @@ class FedAvgAggregator(Aggregator):
             Job(batch.memory.nbytes, partial(batch.add, update.parameters, term, magnitudes)) for batch in self._batches
         ])  # fmt: skip
         self._take_largest(update.parameters)
+        for name, total in self._totals.items():
+            total += update.parameters[name].detach().cpu().double() * weight
         self.weight += weight
 
     def _take_largest(self, parameters: Mapping[str, Tensor]) -> None:
         for name, largest in self._largest.items():
             value = parameters[name].detach().cpu()
-            if self.weight:  # torch lacks maximum() for some unsigned dtypes
+            if self.weight and value.is_floating_point():
+                value = torch.maximum(largest, value)
+            elif self.weight:  # torch lacks maximum() for some unsigned dtypes
                 value = torch.from_numpy(np.asarray(np.maximum(largest.numpy(), value.numpy())))
             self._largest[name] = value.clone()
 
@@ -235,6 +251,10 @@ class FedAvgAggregator(Aggregator):
         cap = _cap([weight for weight, *_ in heaviest], self.weight, self.max_share or 1.0)
         for weight, *_, update in heaviest:
             yield min(weight, cap), update
+
+
+def _rounded_mean(total: Tensor, weight: int, dtype: torch.dtype) -> Tensor:
+    return (total / weight).round().to(dtype)
 
 
 def _cap(heaviest: list[int], rest: int, share: float) -> int:

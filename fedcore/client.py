@@ -25,7 +25,21 @@ class Client(ABC):
     ...         return model.state_dict(), len(loader.dataset)
     """
 
+    holds: str = ""
+    """Digest of the model that this client has at hand, told to the server when it asks for a task: some send less then."""
+
     _report: Callable[[int, int], None] | None = None
+    _memory: dict[str, Parameters] | None = None
+
+    @property
+    def memory(self) -> dict[str, Parameters]:
+        """What this client keeps from round to round, by who keeps it: for :class:`fedcore.Training`, and for your own code.
+
+        It never leaves the client, and lasts as long as this object.
+        """
+        if self._memory is None:
+            self._memory = {}
+        return self._memory
 
     @abstractmethod
     def get_parameters(self) -> Parameters:

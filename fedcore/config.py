@@ -123,7 +123,11 @@ class ServerConfig:
         Raises:
             ConfigError: they contradict one another.
         """
-        return self.policy or RoundPolicy(
-            target=strategy.clients_per_round, quorum=strategy.min_fit_clients, deadline=self.round_timeout,
-            extra=self.extra_clients, start_wait=self.start_wait, max_failures=self.max_failures,
-        )  # fmt: skip
+        found = self.policy or RoundPolicy(**{
+            "target": strategy.clients_per_round, "quorum": strategy.min_fit_clients, "deadline": self.round_timeout,
+            "extra": self.extra_clients, "start_wait": self.start_wait, "max_failures": self.max_failures, **strategy.policy,
+        })  # fmt: skip
+        if found.pace not in strategy.paces:
+            which = " or ".join(strategy.paces)
+            raise ConfigError(f"{type(strategy).__name__} makes sense with RoundPolicy.pace {which}, not with {found.pace!r}")
+        return found

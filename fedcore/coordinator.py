@@ -57,8 +57,7 @@ class Coordinator:
     def __init__(
         self, run_id: str, *, num_rounds: int, policy: RoundPolicy, heartbeat_timeout: float, evaluate_timeout: float
     ):
-        self.run_id = run_id
-        self.policy = policy
+        self.run_id, self.policy = run_id, policy
         self.progress = Progress(policy, num_rounds)
         self.evaluate_timeout = evaluate_timeout
         self.phase = Phase.WAITING
@@ -101,6 +100,7 @@ class Coordinator:
                 self._review(now)
             return Wait(self.round)
         member.status, member.round, member.step, member.total = Status.FETCHING_MODEL, task.round, 0, 0
+        task.given_at = min(task.given_at, now)
         self.events.append(ev.TaskAssigned(at=now, round=task.round, kind=task.kind, client_id=member.client_id))
         return task
 

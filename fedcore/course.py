@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from fedcore.config import ServerConfig
 from fedcore.errors import AggregationError, NonFinite, OutOfStorage, SchemaMismatch
 from fedcore.evaluation import Evaluations
 from fedcore.failpoints import reach
+from fedcore.filter import Context, Filter, filter_seed, incoming
 from fedcore.hub import Hub
 from fedcore.journal import Journal
 from fedcore.last_model import LastModel
@@ -44,6 +45,7 @@ class Course:
         spec: what the model looks like.
         parameters: the current model, or None before there is one.
         last: offers it to those who may have it as a whole.
+        filters: go over each aggregate.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Course:
         self.spec: Spec | None = None
         self.parameters: Parameters | None = None
         self.last = LastModel(hub.tasks.broadcast)
+        self.filters: Sequence[Filter] = ()
         self._strategy, self._config, self._clock, self._evaluations = strategy, config, clock, evaluations
         self._extents: dict[str, float] = {}
 
@@ -75,7 +78,8 @@ class Course:
         policy = self.hub.coordinator.policy
         facts = {
             "seed": self._config.seed, "strategy": named(self._strategy), "settings": self._strategy.settings(),
-            "num_rounds": self._config.num_rounds, "pace": asdict(policy) if policy.asynchronous else None,
+            "num_rounds": self._config.num_rounds, "filters": [repr(each) for each in self.filters],
+            "pace": asdict(policy) if policy.asynchronous else None,
         }  # fmt: skip
         machine = self.hub.coordinator
         self.journal.begin(machine.run_id, facts, parameters, spec, name)
@@ -157,11 +161,22 @@ class Course:
         reach("agg.done")
         if work.difference:
             aggregate = changed(work.parameters, aggregate)
+        if self.filters:
+            context = Context(work.number, filter_seed(self._config.seed, work.number), updates=len(work.updates))
+            aggregate = incoming(self.filters, aggregate, work.parameters, context)
+        before = self._strategy.state_dict()
+        try:
+            return self._step(work, aggregate)
+        except Exception:
+            self._strategy.load_state_dict(before)  # a round that makes no model leaves nothing behind
+            raise
+
+    def _step(self, work: Work, aggregate: Parameters) -> tuple[Parameters, str, dict[str, float]]:
         proposed = self._strategy.step(work.number, work.parameters, aggregate)
         try:
             work.spec.check(proposed)
             # a strategy that gathers is user code, which may keep what it returned
-            kept = work.aggregator.retains
+            kept = work.aggregator is None or work.aggregator.retains
             parameters = work.spec.copy(proposed, self.hub.landings.lend) if kept else work.spec.tie(dict(proposed))
             return parameters, *self.hub.cores.measured(parameters, work.spec)
         except (SchemaMismatch, NonFinite) as error:
@@ -170,6 +185,7 @@ class Course:
     def _publish(self, work: Work, parameters: Parameters, model_digest: str) -> None:
         number, spec = work.number, work.spec
         metrics = {f"fit/{name}": value for name, value in mean_metrics(work.updates).items()}
+        self._strategy.observe(number, sorted(work.updates, key=lambda update: update.client_id))
         with self.hub.turn() as machine:
             fit, now = machine.rounds.fit, self._clock.now()
             outcome = fit and fit.committed(model_digest, now, metrics, dict(work.traffic))

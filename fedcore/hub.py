@@ -189,7 +189,7 @@ class Hub:
         now, unfinished = self.clock.now(), self.uploads.unfinished
         unfinished.forget(now)
         due = [*until, self.coordinator.next_deadline(now), now + self._usual_wait]  # so that the next to park wakes nobody
-        due += self._parking.ends() + unfinished.ends()
+        due += [self._parking.next_end, *unfinished.ends()]
         self._alarm = min(when for when in due if when is not None)
         late = self.clock.wait(self.condition, None if self._alarm == math.inf else max(0.0, self._alarm - now))
         if late > _STANDSTILL:  # nobody could be heard meanwhile

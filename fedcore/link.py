@@ -90,7 +90,9 @@ class Link:
         patience: float = 300.0,
         clock: Clock | None = None,
         check: Callable[[Spec], None] = lambda spec: None,
+        holds: Callable[[], str] = str,
     ):
+        self._holds = holds
         own = None if codec is None else find_codec(codec)
         self.client_id = check_client_id(client_id)
         self.accepts = default_accepts(own) if accept_codecs is None else check_accepts(accept_codecs, own)
@@ -206,7 +208,7 @@ class Link:
 
     def _pull(self) -> tuple[Task, Parameters] | Finished | None:
         hold = self._jitter.uniform(0.75, 1.0) * _HOLD  # so that those who came together do not come again together
-        reply = self._request(lambda session: Pull(session, hold, self._inbox.holds))
+        reply = self._request(lambda session: Pull(session, hold, self._holds() or self._inbox.holds))
         if isinstance(reply.message, Assigned):
             return self._accept(reply.message, reply.body)
         if isinstance(reply.message, Finished):

@@ -175,6 +175,7 @@ class Task:
     config: Config = field(default_factory=dict)
     upload: tuple[TensorInfo, ...] = ()
     difference: bool = False
+    partial: bool = False  # the model is a part of the client's: see Exchange
 
 
 @dataclass(frozen=True, slots=True)

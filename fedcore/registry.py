@@ -23,7 +23,7 @@ from fedcore.errors import CodecRefused, ConfigError, DecodeError, MissingDepend
 from fedcore.transport import Transport
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_SHELVES = ("codecs", "transports", "strategies")
+_SHELVES = ("codecs", "transports", "strategies", "filters")
 _registered: dict[tuple[str, str], Callable[..., Any]] = {}
 
 

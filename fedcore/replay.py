@@ -11,6 +11,7 @@ from typing import cast
 
 from fedcore.cores import Cores
 from fedcore.errors import ConfigError, MissingDependency, StateError
+from fedcore.filter import Context, Filter, filter_seed, incoming
 from fedcore.journal import remembered
 from fedcore.ledger import Entry, Ledger, Page
 from fedcore.packing import pack, unpack
@@ -50,7 +51,9 @@ class Replayed:
     reason: str = ""
 
 
-def replay(folder: str | os.PathLike[str], strategy: Strategy | None = None) -> list[Replayed]:
+def replay(
+    folder: str | os.PathLike[str], strategy: Strategy | None = None, filters: Sequence[Filter] = ()
+) -> list[Replayed]:
     """Make the models of a run once more, and say of each committed round whether it is the same.
 
     ``ServerConfig.keep_updates`` says of how many rounds the updates are there. The folder is only read, and its server may
@@ -60,16 +63,17 @@ def replay(folder: str | os.PathLike[str], strategy: Strategy | None = None) -> 
         folder: the state directory.
         strategy: a fresh one like the run's; what it remembers is changed. None: the one that was noted, if it is of
             fedcore or an installed package, and can say what it was built with (``Strategy.settings``).
+        filters: those of the run's server.
 
     Raises:
         StateError: there is no ledger in the folder, or it is damaged.
-        ConfigError: the strategy cannot be built again: hand one in.
+        ConfigError: the strategy cannot be built again: hand one in; or the filters are others.
     """
     ledger, cores = look(folder), Cores()
     try:
         if not ledger.run_id:
             return []
-        return _Rerun(ledger, _noted(ledger) if strategy is None else strategy, cores).rounds()
+        return _Rerun(ledger, _noted(ledger) if strategy is None else strategy, cores, filters).rounds()
     finally:
         cores.close()
         ledger.close()
@@ -97,8 +101,11 @@ def look(folder: str | os.PathLike[str]) -> Ledger:
 class _Rerun:
     """One pass through the rounds of a ledger."""
 
-    def __init__(self, ledger: Ledger, strategy: Strategy, cores: Cores):
-        self._ledger, self._strategy, self._cores = ledger, strategy, cores
+    def __init__(self, ledger: Ledger, strategy: Strategy, cores: Cores, filters: Sequence[Filter]):
+        self._ledger, self._strategy, self._cores, self._filters = ledger, strategy, cores, filters
+        noted = ledger.run_facts.get("filters") or []
+        if noted != [repr(each) for each in filters]:
+            raise ConfigError(f"{ledger.run_id} was made with the filters {noted}: in code, replay(folder, strategy, filters)")
         self._pages = ledger.pages()
         with understood(ledger.folder):
             self._pace = RoundPolicy(**(ledger.run_facts.get("pace") or {"target": 1}))
@@ -151,7 +158,12 @@ class _Rerun:
             update = self._ledger.updates.get(self._ledger.manifest(entry.digest))
             aggregator.add(entry.update(update, self._pace))
         aggregate = aggregator.result()
-        made = strategy.step(page.number, parameters, changed(parameters, aggregate) if aggregator.difference else aggregate)
+        if aggregator.difference:
+            aggregate = changed(parameters, aggregate)
+        if self._filters:
+            context = Context(page.number, filter_seed(int(self._ledger.run_facts["seed"]), page.number), updates=len(entries))
+            aggregate = incoming(self._filters, aggregate, parameters, context)
+        made = strategy.step(page.number, parameters, aggregate)
         spec.check(made)
         return digest(made, spec)
 

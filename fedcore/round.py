@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class Assignment:
         self.id, self.client_id, self.collection = id, client_id, collection
         self.round, self.kind, self.made_for = collection.number, collection.kind, late_for or collection
         self.digest, self.num_examples, self.reason = "", 0, ""
+        self.given_at = math.inf  # when it was first given to its client
         self._state = State.INVITED
         collection.tally[State.INVITED] += 1
 
@@ -137,6 +139,7 @@ class Round:
         if not self.open or late.client_id in self.assignments:
             return None
         made = Assignment(late.id, late.client_id, self, late_for=late.made_for)
+        made.given_at = late.given_at
         self.assignments[late.client_id] = self.tasks[late.id] = made
         return made
 

@@ -26,6 +26,7 @@ from fedcore.director import Director
 from fedcore.errors import ConfigError, OutOfStorage, RunFailed, RunSuspended
 from fedcore.evaluation import Evaluations
 from fedcore.events import Event, Observer
+from fedcore.filter import Filter
 from fedcore.history import History
 from fedcore.hub import Hub
 from fedcore.journal import Diary, Journal
@@ -55,6 +56,7 @@ class Server:
         transport: a name, or a transport.
         codec: what models are sent with: a name, or a codec.
         observers: callables that receive every :class:`~fedcore.events.Event`.
+        filters: go over each aggregate before the strategy's step, the last one first; see :class:`~fedcore.Filter`.
         clock: the time.
         lanes: makes the threads.
 
@@ -71,6 +73,7 @@ class Server:
         transport: str | Transport = "grpc",
         codec: str | Codec = "safetensors",
         observers: Sequence[Observer] = (),
+        filters: Sequence[Filter] = (),
         clock: Clock | None = None,
         lanes: Lanes = THREADS,
     ):
@@ -99,6 +102,7 @@ class Server:
             strategy, self._clock, self.config.evaluate_timeout or 600.0, self._evaluated, self.hub.wake, lanes
         )
         self._director = Director(self.hub, strategy, self.config, self._clock, self._evaluations)
+        self._director.course.filters = tuple(filters)
         self._border = Border(
             self.hub, self._director.course.last, share_model=self.config.share_model, limits=self.config.limits
         )
@@ -279,6 +283,7 @@ def start_server(
     transport: str | Transport = "grpc",
     codec: str | Codec = "safetensors",
     observers: Sequence[Observer] = (),
+    filters: Sequence[Filter] = (),
 ) -> tuple[History, Parameters]:
     """Run a federation: listen, train for ``config.num_rounds`` rounds, and return ``(history, final_parameters)``.
 
@@ -289,6 +294,7 @@ def start_server(
         transport: a name, or a transport.
         codec: what models are sent with: a name, or a codec.
         observers: callables that receive every event.
+        filters: go over each aggregate before the strategy's step, the last one first; see :class:`~fedcore.Filter`.
 
     The signal SIGTERM ends it in good order: with a state directory the server takes in what is on its way, leaves the run
     to the next server, and the process exits with status 0; without one the run ends, and the clients are told.
@@ -302,7 +308,8 @@ def start_server(
     if strategy is None:
         raise ConfigError("start_server needs a strategy, such as FedAvg(initial_parameters=model.state_dict())")
     server = Server(
-        server_address, config=config, strategy=strategy, transport=transport, codec=codec, observers=observers
+        server_address, config=config, strategy=strategy, transport=transport, codec=codec, observers=observers,
+        filters=filters,
     )
     with _heeding_sigterm(server):
         try:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from fedcore.aggregator import Aggregator, Gather, Update
+from fedcore.exchange import Exchange
 from fedcore.messages import Kind
 from fedcore.parameters import Parameters, Spec
 from fedcore.values import Value
@@ -19,10 +21,16 @@ class Strategy(ABC):
     Attributes:
         min_fit_clients: the fewest updates a round may be made of.
         clients_per_round: how many updates close a round.
+        exchange: what of the model travels; None: all of it.
+        paces: at which of ``RoundPolicy``'s paces it makes sense.
+        policy: settings of ``RoundPolicy`` that it wants, where ``ServerConfig.policy`` does not replace them.
     """
 
     min_fit_clients: int = 1
     clients_per_round: int = 2
+    exchange: Exchange | None = None
+    paces: tuple[str, ...] = ("sync", "async")
+    policy: Mapping[str, Any] = MappingProxyType({})
 
     def initialize_parameters(self) -> Parameters | None:
         """Return the model the first round starts from; None asks the first registered client for its own."""
@@ -75,8 +83,20 @@ class Strategy(ABC):
         """Return what to tell a client about its evaluation task."""
         return {}
 
-    def download(self, kind: Kind, server_round: int, client_id: str, parameters: Parameters) -> Parameters:
-        """Return what travels down to a client for a task: the model, unless overridden."""
+    def download(
+        self, kind: Kind, server_round: int, client_id: str, parameters: Parameters, holds: str = ""
+    ) -> Parameters:
+        """Return what travels down to a client for a task: the model, unless overridden.
+
+        What is the same for several clients should be the same object: it is described and encoded once.
+
+        Args:
+            kind: of the task.
+            server_round: the number of the round.
+            client_id: whose task it is.
+            parameters: the model.
+            holds: what the client says that it still has, :attr:`Client.holds <fedcore.Client.holds>`.
+        """
         return parameters
 
     def upload_spec(self, kind: Kind, spec: Spec) -> Spec:
@@ -101,6 +121,9 @@ class Strategy(ABC):
     def aggregate_evaluate(self, server_round: int, results: list[Update]) -> Mapping[str, float]:
         """Make one set of metrics of those that clients sent after evaluating; the mean by examples, unless overridden."""
         return mean_metrics(results)
+
+    def observe(self, server_round: int, updates: Sequence[Update]) -> None:
+        """Learn what a committed round was made of: its updates, without tensors. What it remembers of that is kept with it."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the strategy must remember to go on after a restart."""

@@ -101,6 +101,7 @@ class Tasks:
         self.works: dict[tuple[Kind, int], Work] = {}
         self.traffic, self.downloads = Traffic(), Streams(streams, "downloads")
         self._strategy, self._math, self._seed, self._counting = strategy, math, seed, threading.Lock()
+        self._described: tuple[Parameters, Spec, str] | None = None  # the last payload that was no model
 
     def brief(self, assignment: Assignment, route: Route, reply: Future[Reply], fetch: Fetch | None = None) -> None:
         """Answer ``reply`` with the task and its payload, or with what a client fetches of that, when they are ready."""
@@ -130,11 +131,18 @@ class Tasks:
         config = work.configs.get(assignment.client_id)
         if config is None:
             config = work.configs[assignment.client_id] = self._configure(work, assignment)
-        down = self._strategy.download(work.kind, work.number, assignment.client_id, work.parameters)
-        spec, down_digest = (work.spec, work.digest) if down is work.parameters else _describe(down)
+        down = self._strategy.download(work.kind, work.number, assignment.client_id, work.parameters, route.holds)
+        spec, down_digest = (work.spec, work.digest) if down is work.parameters else self._describe(down)
         upload = () if work.upload is None or work.upload == spec else work.upload.infos
-        task = Task(assignment.id, work.kind, work.number, work.digest, config, upload, work.difference)
+        partial = self._strategy.exchange is not None
+        task = Task(assignment.id, work.kind, work.number, work.digest, config, upload, work.difference, partial)
         return task, self.broadcast.payload(down, spec, down_digest, route.codec, route.holds if route.deltas else "")
+
+    def _describe(self, down: Parameters) -> tuple[Spec, str]:
+        if self._described is None or self._described[0] is not down:
+            spec = Spec.of(down)
+            self._described = down, spec, digest(down, spec)
+        return self._described[1:]
 
     def _configure(self, work: Work, assignment: Assignment) -> dict[str, Value]:
         configure = self._strategy.configure_evaluate if work.kind is Kind.EVALUATE else self._strategy.configure_fit
@@ -193,7 +201,3 @@ def fail(future: Future[Reply], error: FedcoreError) -> None:
     with suppress(InvalidStateError):
         future.set_exception(error)
 
-
-def _describe(parameters: Parameters) -> tuple[Spec, str]:
-    spec = Spec.of(parameters)
-    return spec, digest(parameters, spec)

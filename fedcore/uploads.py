@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from secrets import token_hex
 
@@ -241,7 +241,8 @@ class Uploads:
         ticket, name = arrival.ticket, header.session.client_id
         weight = ticket.assignment.collection.policy.weight(header.num_examples, work.number - header.round)
         discount = ticket.assignment.collection.policy.discount(work.number - header.round)
-        update = Update(parameters, weight, name, work.number, metrics, header.digest, extents, discount)
+        took = max(0.0, self._clock.now() - ticket.assignment.given_at)  # it is never, if it was given before a restart
+        update = Update(parameters, weight, name, work.number, metrics, header.digest, extents, discount, took)
         if work.aggregator:
             work.aggregator.check(update)
         return update
@@ -286,7 +287,7 @@ class Uploads:
         nbytes = Spec.of(update.parameters).nbytes if work.upload is None else work.upload.nbytes
         received = Traffic(bytes_received=arrival.header.manifest.total_bytes, tensor_bytes_received=nbytes)
         self._noted(work, update.client_id, arrival.route, received)
-        bare = Update({}, update.num_examples, update.client_id, update.round, update.metrics, update.digest)
+        bare = replace(update, parameters={}, extents={})
         work.updates.append(update if work.kind is Kind.INITIALIZE else bare)
         if work.aggregator is None:
             self.budget.leave(room)

@@ -14,10 +14,12 @@ from fedcore.codec import Codec
 from fedcore.cores import cores_lent
 from fedcore.errors import ConfigError, FedcoreError, InvalidWeight, SchemaMismatch, from_reason
 from fedcore.failpoints import reach
+from fedcore.filter import Context, Filter, outgoing
 from fedcore.limits import Limits
 from fedcore.link import Link
 from fedcore.messages import Finished, Kind, Outcome, Status, Task
 from fedcore.parameters import Parameters, Spec, difference
+from fedcore.personal import Personal
 from fedcore.pool import drain
 from fedcore.registry import transport as find_transport
 from fedcore.site import SitePolicy
@@ -35,9 +37,22 @@ class Worker:
         link: speaks to the server.
         client: the user's training code.
         site: what the site allows.
+        keep: file in which what belongs to the client alone is kept.
+        filters: go over its updates.
+
+    Raises:
+        StateError: the file is damaged.
     """
 
-    def __init__(self, link: Link, client: Client, site: SitePolicy | None = None):
+    def __init__(
+        self,
+        link: Link,
+        client: Client,
+        site: SitePolicy | None = None,
+        keep: str | None = None,
+        filters: Sequence[Filter] = (),
+    ):
+        self._personal, self._filters = Personal(client, keep), list(filters)
         self._link, self._client, self._site = link, client, site or SitePolicy()
         self._rounds, self._sent = 0, 0
 
@@ -68,13 +83,19 @@ class Worker:
         spec = self._link.spec if task.kind is not Kind.INITIALIZE else None
         try:
             self._site.check_config(task.config)
-            needed = self._site.clip is not None or task.difference
+            needed = self._site.clip is not None or task.difference or bool(self._filters)
             base = spec.copy(parameters) if spec is not None and needed else {}
+            if task.partial:
+                parameters = self._personal.completed(parameters)
             reach("train.start")
-            update = self._answer(task, parameters)
+            made, num_examples, metrics = self._answer(task, parameters)
             reach("train.end")
             parameters = {}  # what was received is not kept through the upload
-            self._hand_in(task, spec, base, *update)
+            if task.partial and task.kind is Kind.FIT and spec is not None:
+                made = self._personal.parted(made, spec)
+            if task.kind is Kind.FIT:
+                self._personal.save()
+            self._hand_in(task, spec, base, made, num_examples, metrics)
         except BaseException as error:
             told = f"{type(error).__name__}: {error}" if isinstance(error, FedcoreError) else type(error).__name__
             self._link.give_back(task, told)  # what the user's code says may be of its data
@@ -100,6 +121,9 @@ class Worker:
         wanted = Spec.checked(task.upload) if task.upload or task.kind is Kind.EVALUATE else spec
         if wanted is not None:
             wanted.check(parameters)
+            if self._filters and task.kind is Kind.FIT:
+                context = Context(task.round, int(str(task.config["seed"])), self._link.client_id)
+                parameters = wanted.tie(outgoing(self._filters, dict(parameters), base, context))
             if base:
                 parameters = wanted.tie(self._site.clipped(dict(parameters), base))
             if task.difference:
@@ -126,6 +150,8 @@ def start_client(
     clock: Clock | None = None,
     site: SitePolicy | None = None,
     limits: Limits = Limits(),
+    keep: str | None = None,
+    filters: Sequence[Filter] = (),
 ) -> None:
     """Take part in a federation until the server says that it is over.
 
@@ -141,9 +167,13 @@ def start_client(
         clock: the time.
         site: what the site allows the server to ask, and lets leave; see :class:`~fedcore.SitePolicy`.
         limits: how long the server is waited for when nothing moves; see :class:`~fedcore.Limits`.
+        keep: file in which the client's own tensors are kept across its restarts: its part of the model, if the strategy has an
+            :class:`~fedcore.Exchange`, and :attr:`Client.memory <fedcore.Client.memory>`. None: while the process lasts.
+        filters: go over each update before it leaves, in this order; see :class:`~fedcore.Filter`.
 
     Raises:
         ConfigError: an argument cannot work.
+        StateError: the file to ``keep`` is damaged.
         SiteRefused: the server asked for what the site does not allow; the server was told, and nothing left.
         ConnectionLost: the server could not be reached for ``patience`` seconds.
         UpdateRejected: the server refused an update; the message names the tensor or the field.
@@ -154,10 +184,10 @@ def start_client(
     with find_transport(transport).connect(server_address, limits) as connection:
         link = Link(
             connection, client_id, codec=codec, accept_codecs=accept_codecs, patience=patience, clock=clock,
-            evaluates=offers_evaluation(client), check=(site or SitePolicy()).check_model,
+            evaluates=offers_evaluation(client), check=(site or SitePolicy()).check_model, holds=lambda: client.holds,
         )  # fmt: skip
         try:
-            message = Worker(link, client, site).run()
+            message = Worker(link, client, site, keep, filters).run()
         finally:
             drain()
     log.info("client %s: %s", client_id, message)

@@ -172,7 +172,7 @@ class LastModel(_message.Message):
     def __init__(self, digest: _Optional[str] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("id", "kind", "round", "base_digest", "config", "upload", "difference")
+    __slots__ = ("id", "kind", "round", "base_digest", "config", "upload", "partial", "difference")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[Task.Kind]
@@ -196,6 +196,7 @@ class Task(_message.Message):
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: Task.Kind
@@ -203,8 +204,9 @@ class Task(_message.Message):
     base_digest: str
     config: _containers.MessageMap[str, Scalar]
     upload: _containers.RepeatedCompositeFieldContainer[TensorInfo]
+    partial: bool
     difference: bool
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[Task.Kind, str]] = ..., round: _Optional[int] = ..., base_digest: _Optional[str] = ..., config: _Optional[_Mapping[str, Scalar]] = ..., upload: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ..., difference: bool = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[Task.Kind, str]] = ..., round: _Optional[int] = ..., base_digest: _Optional[str] = ..., config: _Optional[_Mapping[str, Scalar]] = ..., upload: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ..., partial: bool = ..., difference: bool = ...) -> None: ...
 
 class GetGlobalModelResponse(_message.Message):
     __slots__ = ("task", "wait", "finished", "committed", "manifest", "stream", "body")

@@ -9,7 +9,8 @@ Memory: the model and an exact sum of 8 bytes an element, whatever the number of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -17,7 +18,9 @@ from torch import Tensor
 from fedcore.aggregator import Aggregator, Update
 from fedcore.averaging import FedAvgAggregator, Weighting
 from fedcore.errors import ConfigError
+from fedcore.exchange import Exchange
 from fedcore.parameters import Parameters, copy_parameters
+from fedcore.selection import Selection, Uniform
 from fedcore.strategy import Strategy
 
 __all__ = ["FedAvg"]
@@ -35,6 +38,8 @@ class FedAvg(Strategy):
         clients_per_round: how many updates close a round.
         weighting: ``"examples"``, ``"uniform"``, or a function of the :class:`~fedcore.aggregator.Update`.
         max_share: the largest part of the total weight that one client may have.
+        exchange: what of the model travels, and how buffers are joined; None: all, by dtype.
+        selection: who is invited; None: :class:`~fedcore.selection.Uniform`.
 
     Raises:
         ConfigError: an argument makes no sense.
@@ -49,6 +54,8 @@ class FedAvg(Strategy):
         *,
         weighting: Weighting = "examples",
         max_share: float | None = None,
+        exchange: Exchange | None = None,
+        selection: Selection | None = None,
     ):
         if evaluate_fn is not None and not callable(evaluate_fn):
             raise ConfigError(f"evaluate_fn must be a function of (server_round, parameters), not {evaluate_fn!r}")
@@ -57,12 +64,32 @@ class FedAvg(Strategy):
                 f"min_fit_clients is {min_fit_clients}, above clients_per_round {clients_per_round}: no round could close"
             )
         FedAvgAggregator(weighting=weighting, max_share=max_share)
-        self.initial_parameters = None if initial_parameters is None else copy_parameters(initial_parameters)
+        if exchange is not None and initial_parameters is None:
+            raise ConfigError("with an exchange give initial_parameters: a client asked for its own would send its whole model")
+        self.exchange, self.selection = exchange, selection or Uniform()
+        common = initial_parameters if exchange is None or initial_parameters is None else exchange.common(initial_parameters)
+        self.initial_parameters = None if common is None else copy_parameters(common)
         self.evaluate_fn = evaluate_fn
         self.min_fit_clients = min_fit_clients
         self.clients_per_round = clients_per_round
         self.weighting: Weighting = weighting
         self.max_share = max_share
+
+    def select(self, server_round: int, available: Sequence[str], rng: random.Random) -> Sequence[str]:
+        """Return the clients in the order of the selection."""
+        return self.selection.order(server_round, available, self.clients_per_round, rng)
+
+    def observe(self, server_round: int, updates: Sequence[Update]) -> None:
+        """Tell the selection."""
+        self.selection.observe(server_round, updates)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the selection remembers."""
+        return {"selection": self.selection.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self.selection.load_state_dict(state.get("selection", {}))
 
     def initialize_parameters(self) -> Parameters | None:
         """Return the initial parameters."""
@@ -70,17 +97,20 @@ class FedAvg(Strategy):
 
     def start_round(self, server_round: int, parameters: Parameters) -> Aggregator:
         """Return a streaming, exact weighted mean."""
-        return FedAvgAggregator(parameters, weighting=self.weighting, max_share=self.max_share)
+        return FedAvgAggregator(
+            parameters, weighting=self.weighting, max_share=self.max_share, exchange=self.exchange
+        )
 
     def aggregate_fit(self, server_round: int, results: list[Update]) -> Parameters | None:
         """Return the weighted mean of ``results``, or None if there are none."""
         if not results:
             return None
-        return FedAvgAggregator(weighting=self.weighting, max_share=self.max_share).aggregate(results)
+        made = FedAvgAggregator(weighting=self.weighting, max_share=self.max_share, exchange=self.exchange)
+        return made.aggregate(results)
 
     def settings(self) -> dict[str, Any] | None:
-        """Return the arguments that rounds depend on; None if the weighting is a function, which cannot be noted."""
-        if callable(self.weighting):
+        """Return the arguments that rounds depend on; None if there is an exchange, or a function, which cannot be noted."""
+        if callable(self.weighting) or self.exchange is not None:
             return None
         return {
             "min_fit_clients": self.min_fit_clients, "clients_per_round": self.clients_per_round,

@@ -10,6 +10,7 @@ from fedcore.codec import Codec
 from fedcore.config import ServerConfig
 from fedcore.errors import ConfigError
 from fedcore.events import Observer
+from fedcore.filter import Filter
 from fedcore.history import History
 from fedcore.parameters import Parameters
 from fedcore.registry import transport as find_transport
@@ -34,6 +35,8 @@ def run_federation(
     timeout: float = 60.0,
     at_once: int | None = None,
     site: SitePolicy | None = None,
+    filters: Sequence[Filter] = (),
+    keep: Sequence[str] | None = None,
 ) -> tuple[History, Parameters]:
     """Run a server and its clients, each on a thread, and return ``(history, final_parameters)``.
 
@@ -51,6 +54,8 @@ def run_federation(
         timeout: seconds after which a run that does not end is an error.
         at_once: how many clients may work at a time; None: all.
         site: what each client's site allows.
+        filters: at both ends.
+        keep: for each client the file for its own tensors.
 
     Raises:
         Exception: what the first client raised whose code failed, unless the run went on to its end without it.
@@ -63,14 +68,17 @@ def run_federation(
     wire = find_transport(transport)
     failures: list[BaseException] = []
     gate = Turns(at_once or len(names) or 1)
-    server = Server(wire.anywhere, config=config, strategy=strategy, transport=wire, codec=codec, observers=observers)
+    server = Server(
+        wire.anywhere, config=config, strategy=strategy, transport=wire, codec=codec, observers=observers, filters=filters
+    )
 
     def work(client: Client, name: str) -> None:
         try:
             with gate:
                 start_client(
                     server.address, client, name, transport=wire, codec=client_codec or codec, patience=5.0,
-                    limits=server.config.limits, site=site,
+                    limits=server.config.limits, site=site, filters=filters,
+                    keep=None if keep is None else keep[names.index(name)],
                 )  # fmt: skip
         except BaseException as error:  # noqa: BLE001 - raised by the caller's thread below
             failures.append(error)

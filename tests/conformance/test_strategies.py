@@ -1,8 +1,25 @@
 """Every strategy passes the published suite."""
 
 import pytest
+import torch
 
-from fedcore import FedAvg, FedAvgAggregator, Strategy
+from fedcore import (
+    FedAdagrad,
+    FedAdam,
+    FedAsync,
+    FedAvg,
+    FedAvgAggregator,
+    FedAvgM,
+    FedBuff,
+    FedDyn,
+    FedNova,
+    FedOpt,
+    FedProx,
+    FedYogi,
+    QFedAvg,
+    Scaffold,
+    Strategy,
+)
 from fedcore.testing import check_strategy
 
 
@@ -25,10 +42,22 @@ class OverridesFedAvg(FedAvg):
         pytest.param(lambda model: FedAvg(model, max_share=0.4), id="max-share"),
         pytest.param(lambda model: OnlyAggregateFit(), id="only-aggregate-fit"),
         pytest.param(OverridesFedAvg, id="overrides-fedavg"),
+        pytest.param(FedAvgM, id="fedavgm"),
+        pytest.param(FedAdam, id="fedadam"),
+        pytest.param(FedYogi, id="fedyogi"),
+        pytest.param(lambda model: FedAdagrad(model, beta1=0.5), id="fedadagrad"),
+        pytest.param(lambda model: FedOpt(model, optimizer=lambda p: torch.optim.AdamW(p, lr=0.1)), id="fedopt"),
+        pytest.param(FedProx, id="fedprox"),
+        pytest.param(lambda model: Scaffold(model, num_clients=9), id="scaffold"),
+        pytest.param(FedNova, id="fednova"),
+        pytest.param(lambda model: FedDyn(model, num_clients=9), id="feddyn"),
+        pytest.param(lambda model: QFedAvg(model, client_lr=0.1), id="qfedavg"),
+        pytest.param(FedBuff, id="fedbuff"),
+        pytest.param(FedAsync, id="fedasync"),
     ],
 )
 def test_conformance(make):
-    check_strategy(make)
+    check_strategy(make, metrics=lambda index: {"steps": 3 + index, "initial_loss": 0.5 + index})
 
 
 def test_a_strategy_that_depends_on_order_is_caught():

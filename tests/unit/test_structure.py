@@ -15,14 +15,15 @@ ROWS = [
     {
         "codec", "transport", "client", "aggregator", "averaging", "fixedpoint", "strategy", "policy", "registry", "security",
         "site", "access", "config", "events", "history", "compression", "tensorwise", "blockwise", "durable", "goal", "limits",
-        "pace", "private", "tokens", "watched",
+        "pace", "private", "tokens", "watched", "algorithm", "exchange", "filter", "selection",
     },
     {"coordinator", "round", "rounds", "roster", "phase", "progress"},
     {
         "audit", "border", "hub", "parking", "reception", "director", "course", "ambition", "tasks", "uploads", "intake",
         "unfinished", "broadcast", "evaluation", "server", "link", "contact", "inbox", "outbox", "download", "retry",
-        "worker", "lane", "clock", "testing", "cores", "mapped", "budget", "turns", "journal", "packing", "ledger", "rows",
-        "database", "replay", "blobs", "failpoints", "last_model", "refusals", "streams", "audit_pages",
+        "worker", "personal", "training", "lane", "clock", "testing", "cores", "mapped", "budget", "turns", "journal",
+        "packing", "ledger", "rows", "database", "replay", "blobs", "failpoints", "last_model", "refusals", "streams",
+        "audit_pages",
     },
     set(SHELVES),
     {

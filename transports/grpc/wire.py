@@ -146,6 +146,7 @@ def pack_task(task: Task) -> pb.Task:
     return pb.Task(
         id=task.id, kind=task.kind.name, round=task.round, base_digest=task.base_digest,
         config=pack_config(task.config), upload=map(_pack_info, task.upload), difference=task.difference,
+        partial=task.partial,
     )  # fmt: skip
 
 
@@ -154,6 +155,7 @@ def unpack_task(message: pb.Task) -> Task:
     return Task(
         message.id, _enum(pb.Task.Kind, message.kind, Kind), message.round, message.base_digest,
         unpack_config(message.config), tuple(map(_unpack_info, message.upload)), message.difference,
+        message.partial,
     )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ EVERY = [
     (AuditQuery(BIG), wire.pack_audit_query, wire.unpack_audit_query),
     (AuditPage(b"a\n\xff\n", BIG), wire.pack_audit_page, wire.unpack_audit_page),
     (Command(Act.EVICT, "c", "because", False), wire.pack_command, wire.unpack_command),
-    (Task("t", Kind.EVALUATE, BIG, "b", {"a": True}, TENSORS, True), wire.pack_task, wire.unpack_task),
+    (Task("t", Kind.EVALUATE, BIG, "b", {"a": True}, TENSORS, True, True), wire.pack_task, wire.unpack_task),
     (SESSION, wire.pack_session, wire.unpack_session),
 ]  # fmt: skip
 

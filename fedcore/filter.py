@@ -1,0 +1,79 @@
+"""The contract of a filter: it changes what an update means, one way, at either end or both.
+
+Rule of thumb: what has an inverse at the other end is a codec; what has none is a filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from fedcore.parameters import Parameters, changed, difference
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a filter may know of the update.
+
+    Attributes:
+        round: the number of the round.
+        seed: for whatever the filter draws; the same when the round is repeated. The server knows it, at both ends.
+        client_id: whose update it is; "" of an aggregate.
+        updates: of how many updates it is made: 1 at a client.
+    """
+
+    round: int
+    seed: int
+    client_id: str = ""
+    updates: int = 1
+
+
+def filter_seed(seed: int, server_round: int) -> int:
+    """Return the seed of what a server's filters draw in a round of a run."""
+    return int.from_bytes(blake3(f"{seed}/filters/{server_round}".encode()).digest(8), "little") >> 1
+
+
+class Filter:
+    """One object for both ends: the client's list is gone through in order, and the server's backwards.
+
+    Both hooks are given what floating-point tensors *changed* of the round's model; other tensors pass by. They return a new
+    change, and leave the one they are given alone.
+    """
+
+    def outgoing(self, change: Parameters, context: Context) -> Parameters:
+        """Return what a client's update is to change, before it is encoded."""
+        return change
+
+    def incoming(self, change: Parameters, context: Context) -> Parameters:
+        """Return what the aggregate is to change, before the strategy's step."""
+        return change
+
+
+def outgoing(filters: Sequence[Filter], made: Parameters, base: Parameters, context: Context) -> Parameters:
+    """Return a client's update as its filters leave it.
+
+    Args:
+        filters: in the order in which they go over it.
+        made: the update.
+        base: the model that it began with.
+        context: of the update.
+    """
+    change = _change(made, base)
+    for each in filters:
+        change = each.outgoing(change, context)
+    return {**made, **changed(base, change)}
+
+
+def incoming(filters: Sequence[Filter], made: Parameters, base: Parameters, context: Context) -> Parameters:
+    """Return an aggregate as the server's filters leave it, the last one going first."""
+    change = _change(made, base)
+    for each in reversed(filters):
+        change = each.incoming(change, context)
+    return {**made, **changed(base, change)}
+
+
+def _change(made: Parameters, base: Parameters) -> Parameters:
+    """Return what the floating-point tensors of the model changed; groups beside the model are none of it."""
+    return difference({name: value for name, value in made.items() if name in base and value.is_floating_point()}, base)
