@@ -213,20 +213,22 @@ def drifted(policy, disk, final):
 
 def overdue(policy, log):
     """Yield rounds that had two outcomes, or were open for longer than they may be, while a server ran."""
-    opened, lasted, crashes, outcomes = {}, Counter(), Counter(), Counter()
+    opened, lasted, crashes, outcomes, going = {}, Counter(), Counter(), Counter(), set()
     for each in log:
         event = each.event
         number = getattr(event, "round", 0)
         if isinstance(event, events.RoundOpened):
             opened[number] = each.at
+            going.add(number)
         elif isinstance(event, events.RoundClosed) and number in opened:
             lasted[number] += each.at - opened.pop(number)
         elif isinstance(event, events.RoundCommitted | events.RoundFailed):
             outcomes[number] += 1
+            going.discard(number)
         elif each.who.startswith("server") and each.what.startswith("crashes"):
             for number in list(opened):
                 lasted[number] += each.at - opened.pop(number)
-                crashes[number] += 1
+            crashes.update(going)  # one that was closed, and not noted, is open again
     yield from (f"round {number} had {count} outcomes" for number, count in outcomes.items() if count > 1)
     forgotten = max(1.0, policy.deadline / 50)  # what a crash may forget of the time that a round has lasted
     for number, seconds in lasted.items():

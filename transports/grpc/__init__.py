@@ -13,11 +13,15 @@ Limits: a body larger than the unary threshold travels as a stream of chunks, of
 
 from __future__ import annotations
 
+import gc
 import os
 
 # gRPC would start its threads again in every process that is forked, on what they share with the parent, which can end either.
 # A DataLoader forks for each of its workers. Whoever wants to speak gRPC in a forked process must start it anew ("spawn").
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# Nor can a forked process let go of a connection that is garbage: it would wait for threads that only the parent has.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=gc.freeze)
 
 from fedcore.transports.grpc.policy import TransferPolicy  # grpc reads the variable when it is imported
 from fedcore.transports.grpc.transport import Grpc
