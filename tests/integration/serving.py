@@ -5,7 +5,8 @@ import sys
 
 import torch
 
-from fedcore import FedAvg, ServerConfig, digest, events, start_server
+from fedcore import ServerConfig, digest, events, start_server
+from fedcore.registry import find
 
 MODEL = {"w": torch.zeros(20_000), "n": torch.tensor(0)}
 
@@ -33,8 +34,12 @@ def note(event):
 
 def main(folder, address, settings):
     torch.set_num_threads(1)
-    strategy = FedAvg(MODEL, lambda number, _: (float(number), {}), min_fit_clients=3, clients_per_round=3)
-    wanted = {"num_rounds": 4, "heartbeat_interval": 0.2, "heartbeat_timeout": 20.0, "stop_grace": 2.0, **json.loads(settings)}
+    given = json.loads(settings)
+    kind, more = given.pop("strategy", ["fedavg", {}])
+    strategy = find("strategies", kind)(
+        MODEL, lambda number, _: (float(number), {}), min_fit_clients=3, clients_per_round=3, **more
+    )
+    wanted = {"num_rounds": 4, "heartbeat_interval": 0.2, "heartbeat_timeout": 20.0, "stop_grace": 2.0, **given}
     config = ServerConfig(state_dir=folder, **wanted)
     history, final = start_server(address, config, strategy, observers=[note])
     say("digest", digest(final), len(history.rounds), *(f"{record.metrics.get('loss')}" for record in history.rounds))

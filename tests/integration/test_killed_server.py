@@ -133,6 +133,29 @@ def test_f1_killed_at_any_point_the_run_ends_with_the_same_bits(tmp_path, contro
     assert all(client.trained == [1, 2, 3, 4] for client in site.clients)  # nothing is trained twice
 
 
+@pytest.mark.parametrize(
+    ("strategy", "plans"),
+    [
+        (["fedadam", {}], ["upd.before_ack=kill@5", "ckpt.before_rename=kill"]),
+        pytest.param(["feddyn", {"num_clients": 3}], ["commit.before=kill@2"], marks=pytest.mark.slow),
+        pytest.param(["fedavgm", {}], ["agg.done=kill@3", "commit.after=kill"], marks=pytest.mark.slow),
+    ],
+    ids=["fedadam", "feddyn", "fedavgm"],
+)
+def test_what_a_strategy_remembers_survives(tmp_path, control, strategy, plans):
+    outcomes = []
+    for folder, killed in (("undisturbed", []), ("killed", plans)):
+        site = Site(tmp_path / folder, strategy=strategy)
+        for plan in killed:
+            code, errors = site.serve(plan)
+            assert code == -signal.SIGKILL, errors
+        code, errors = site.serve()
+        site.leave()
+        assert code == 0, errors
+        outcomes.append(site.outcome)
+    assert outcomes[0] == outcomes[1] != control
+
+
 @pytest.mark.slow
 def test_killed_again_and_again(tmp_path, control):
     site = Site(tmp_path / "state")
