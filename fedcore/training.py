@@ -1,6 +1,8 @@
 """The client's half of the algorithms that change what a training step does: one loop serves them all.
 
 >>> class MyClient(Client):
+...     def get_parameters(self):
+...         return model.state_dict()
 ...     def fit(self, parameters, config):
 ...         training = Training(model, parameters, config, self.memory)
 ...         for x, y in training.batches(loader, epochs=2):
