@@ -16,6 +16,8 @@ ALONE = {
     "unit_test.py": "passed",
     "custom_strategy.py": "between the clients' goals",
     "custom_codec.py": "safetensors+half: 4144 bytes received",
+    "async_fedbuff.py": "times as fast",
+    "personalised.py": "FedPer   8 tensors travel",
     "custom_transport.py": "requests went by, the model is [3.0, 3.0, 3.0]",
 }
 
@@ -42,7 +44,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("name", ALONE)
+LONG = {"async_fedbuff.py", "personalised.py"}  # they train for some time
+
+
+@pytest.mark.parametrize("name", [pytest.param(each, marks=pytest.mark.slow) if each in LONG else each for each in ALONE])
 def test_alone(name, tmp_path):
     assert ALONE[name] in outputs([start(name, cwd=tmp_path)])[0]
 
