@@ -193,7 +193,8 @@ class FedAvgAggregator(Aggregator):
         for info in spec.entries:
             tensor, rule = like[info.name], self._exchange.rule(info.name)
             if rule == "server":
-                self._unmoved[info.name] = tensor.detach().cpu().clone()
+                still = self.difference and info.name in bounds
+                self._unmoved[info.name] = (torch.zeros_like(tensor) if still else tensor.detach().clone()).cpu()
             elif rule == "average" and info.name not in bounds:
                 self._totals[info.name] = torch.zeros(tensor.shape, dtype=torch.float64)
                 self.mergeable = False

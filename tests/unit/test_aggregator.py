@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fedcore.aggregator import Gather, Update, as_update
 from fedcore.averaging import FedAvgAggregator
 from fedcore.errors import AggregationError, ConfigError, InvalidWeight, OutOfRange, SchemaMismatch
+from fedcore.exchange import Exchange
 from fedcore.parameters import digest
 
 
@@ -350,3 +351,9 @@ class TestDifferences:
         for each in self.updates():
             gather.add(each)
         assert gather.result()["w"].tolist() == [4.5]
+
+    def test_what_stays_at_the_server_does_not_change(self):
+        made = FedAvgAggregator({"w": torch.ones(1), "n": torch.tensor(7)}, exchange=Exchange(buffers={"*": "server"}))
+        made.difference = True
+        found = made.aggregate(self.updates())
+        assert (found["w"].item(), found["n"].item()) == (0.0, 7)
