@@ -86,7 +86,7 @@ def test_a_second_server_on_the_same_port_is_refused():
 
 def test_a_download_that_nobody_reads_to_its_end_leaves_with_its_connection():
     before = set(threading.enumerate())
-    strategy = FedAvg({"w": torch.zeros(1 << 18)})  # two chunks of the least size and more
+    strategy = FedAvg({"w": torch.zeros(1 << 18)}, clients_per_round=1)  # two chunks of the least size and more
     with Server("127.0.0.1:0", config=ServerConfig(stop_grace=0), strategy=strategy) as server:
         with Grpc().connect(server.address) as connection:
             session = connection.request(Register("a", accepts=("safetensors",))).message.session
