@@ -14,12 +14,12 @@ from fedcore.config import ServerConfig
 from fedcore.errors import AggregationError, NonFinite, OutOfStorage, SchemaMismatch
 from fedcore.evaluation import Evaluations
 from fedcore.failpoints import reach
-from fedcore.filter import Context, Filter, filter_seed, incoming
+from fedcore.filter import Filter, incoming
 from fedcore.hub import Hub
 from fedcore.journal import Journal
 from fedcore.last_model import LastModel
 from fedcore.messages import Kind
-from fedcore.parameters import Parameters, Spec, changed
+from fedcore.parameters import Parameters, Spec
 from fedcore.strategy import Strategy, aggregator_of, mean_metrics
 from fedcore.tasks import Work
 
@@ -159,11 +159,10 @@ class Course:
         reach("agg.half")
         aggregate = work.aggregator.result()
         reach("agg.done")
-        if work.difference:
-            aggregate = changed(work.parameters, aggregate)
-        if self.filters:
-            context = Context(work.number, filter_seed(self._config.seed, work.number), updates=len(work.updates))
-            aggregate = incoming(self.filters, aggregate, work.parameters, context)
+        aggregate = incoming(
+            self.filters, aggregate, work.parameters, difference=work.difference, seed=self._config.seed, number=work.number,
+            updates=len(work.updates),
+        )  # fmt: skip
         before = self._strategy.state_dict()
         try:
             return self._step(work, aggregate)

@@ -55,7 +55,7 @@ class Exchange:
 
     def travels(self, name: str) -> bool:
         """Return whether a tensor is common."""
-        return _fits(name, self.include) and not _fits(name, self.exclude)
+        return fits(name, self.include) and not fits(name, self.exclude)
 
     def common(self, parameters: Mapping[str, Tensor]) -> Parameters:
         """Return the common part of a model.
@@ -73,5 +73,6 @@ class Exchange:
         return next((rule for pattern, rule in self.buffers.items() if fnmatchcase(name, pattern)), None)
 
 
-def _fits(name: str, patterns: Sequence[str]) -> bool:
+def fits(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether a name is one of those that a pattern means."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)

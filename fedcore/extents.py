@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 
 import numpy as np
@@ -40,6 +40,11 @@ def extents(parameters: Mapping[str, Tensor]) -> dict[str, float]:
         else:
             found.update(zip(run, _together(run), strict=True))
     return found
+
+
+def squared_norm(tensors: Iterable[Tensor]) -> float:
+    """Return the sum of the squares of all elements, in float64, one tensor after the other."""
+    return math.fsum(float(tensor.double().square().sum()) for tensor in tensors)
 
 
 def runs(parameters: Mapping[str, Tensor]) -> Iterator[Parameters]:

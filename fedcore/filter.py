@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blake3 import blake3
-
-from fedcore.parameters import Parameters, changed, difference
+from fedcore import parameters
+from fedcore.parameters import Parameters, changed
+from fedcore.values import drawn
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,6 @@ class Context:
     seed: int
     client_id: str = ""
     updates: int = 1
-
-
-def filter_seed(seed: int, server_round: int) -> int:
-    """Return the seed of what a server's filters draw in a round of a run."""
-    return int.from_bytes(blake3(f"{seed}/filters/{server_round}".encode()).digest(8), "little") >> 1
 
 
 class Filter:
@@ -66,9 +61,25 @@ def outgoing(filters: Sequence[Filter], made: Parameters, base: Parameters, cont
     return {**made, **changed(base, change)}
 
 
-def incoming(filters: Sequence[Filter], made: Parameters, base: Parameters, context: Context) -> Parameters:
-    """Return an aggregate as the server's filters leave it, the last one going first."""
-    change = _change(made, base)
+def incoming(
+    filters: Sequence[Filter], made: Parameters, base: Parameters, *, difference: bool, seed: int, number: int, updates: int
+) -> Parameters:
+    """Return a round's aggregate as the strategy's step is to see it: a model, as the server's filters leave it.
+
+    Args:
+        filters: the last one goes over it first.
+        made: the aggregate.
+        base: the model that the round started from.
+        difference: whether the aggregate is a difference to that.
+        seed: the run's.
+        number: of the round.
+        updates: of how many updates the aggregate is made.
+    """
+    if difference:
+        made = changed(base, made)
+    if not filters:
+        return made
+    change, context = _change(made, base), Context(number, drawn(seed, "filters", number), updates=updates)
     for each in reversed(filters):
         change = each.incoming(change, context)
     return {**made, **changed(base, change)}
@@ -76,4 +87,5 @@ def incoming(filters: Sequence[Filter], made: Parameters, base: Parameters, cont
 
 def _change(made: Parameters, base: Parameters) -> Parameters:
     """Return what the floating-point tensors of the model changed; groups beside the model are none of it."""
-    return difference({name: value for name, value in made.items() if name in base and value.is_floating_point()}, base)
+    floats = {name: value for name, value in made.items() if name in base and value.is_floating_point()}
+    return parameters.difference(floats, base)

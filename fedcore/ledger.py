@@ -263,8 +263,8 @@ class Ledger:
             remnants: take away what is only half written, too; nobody may be writing.
             also: rounds whose models are kept besides.
         """
-        newest = f"ORDER BY number DESC LIMIT {max(keep_models, keep_updates)}"  # whatever the number of rounds before
-        committed = self._db.read(f"SELECT number, model, memory FROM rounds WHERE state = 'committed' {newest}")  # noqa: S608
+        newest = "SELECT number, model, memory FROM rounds WHERE state = 'committed' ORDER BY number DESC LIMIT ?"
+        committed = self._db.read(newest, max(keep_models, keep_updates))  # whatever the number of rounds before
         cherished = [self._db.read("SELECT model, memory FROM rounds WHERE number = ?", number) for number in also]
         working = self._db.read("SELECT number, base FROM rounds WHERE state IN ('open', 'closed')")
         lasting = [names for _, *names in committed[:keep_models]] + [names for rows in cherished for names in rows]

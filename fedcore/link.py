@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from fedcore import turns
 from fedcore.clock import Clock
-from fedcore.codec import REFERENCE, Base, Codec
+from fedcore.codec import REFERENCE, Codec
 from fedcore.contact import Contact
 from fedcore.errors import (
     ChecksumError,
@@ -255,8 +255,8 @@ class Link:
             return Submitted(Outcome.CLOSED, "ROUND_CLOSED", "the server no longer waits for it")
         self.update_status(Status.SUBMITTING_UPDATE, self._step, self._total)
         parcel = self._outbox.pack(
-            task, spec, parameters, num_examples, metrics, codec=self._inbox.codec,
-            base=Base.zero(spec) if task.difference else self._inbox.base, keeps=self._told_to_keep,
+            task, spec, parameters, num_examples, metrics, codec=self._inbox.codec, base=self._inbox.base,
+            keeps=self._told_to_keep,
         )  # fmt: skip
         reach("encode.done")
         return self._deliver(parcel)

@@ -65,10 +65,12 @@ class Outbox:
             num_examples: their weight.
             metrics: what the client measured.
             codec: what to encode with; None hands the tensors over as they are.
-            base: the model that was received, for codecs that send differences.
+            base: the model that was received, for codecs that send differences; of what is one itself they send it to zeros.
             keeps: whether the server may ask for it again when the client has gone on.
         """
         self._kept, feedback = None, dict(self._feedback)
+        if task.difference:
+            base = Base.zero(spec) if codec is not None and codec.uses_base else None
         own = spec.copy(parameters) if keeps else parameters
         payload = encode(own, spec, codec, SHARD_BYTES, base=base, state=feedback)
         return Parcel(task, f"{self._instance}-{next(self._numbers)}", num_examples, metrics, payload, feedback)

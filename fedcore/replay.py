@@ -11,11 +11,11 @@ from typing import cast
 
 from fedcore.cores import Cores
 from fedcore.errors import ConfigError, MissingDependency, StateError
-from fedcore.filter import Context, Filter, filter_seed, incoming
+from fedcore.filter import Filter, incoming
 from fedcore.journal import remembered
 from fedcore.ledger import Entry, Ledger, Page
 from fedcore.packing import pack, unpack
-from fedcore.parameters import Parameters, Spec, changed, copy_parameters, digest
+from fedcore.parameters import Parameters, Spec, copy_parameters, digest
 from fedcore.policy import RoundPolicy
 from fedcore.registry import available, find
 from fedcore.registry import codec as find_codec
@@ -157,12 +157,10 @@ class _Rerun:
         for entry in entries:
             update = self._ledger.updates.get(self._ledger.manifest(entry.digest))
             aggregator.add(entry.update(update, self._pace))
-        aggregate = aggregator.result()
-        if aggregator.difference:
-            aggregate = changed(parameters, aggregate)
-        if self._filters:
-            context = Context(page.number, filter_seed(int(self._ledger.run_facts["seed"]), page.number), updates=len(entries))
-            aggregate = incoming(self._filters, aggregate, parameters, context)
+        aggregate = incoming(
+            self._filters, aggregator.result(), parameters, difference=aggregator.difference,
+            seed=int(self._ledger.run_facts["seed"]), number=page.number, updates=len(entries),
+        )  # fmt: skip
         made = strategy.step(page.number, parameters, aggregate)
         spec.check(made)
         return digest(made, spec)

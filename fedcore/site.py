@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 
 import torch
 
 from fedcore.errors import ConfigError, SiteRefused
+from fedcore.exchange import fits
+from fedcore.extents import squared_norm
 from fedcore.parameters import Parameters, Spec
 from fedcore.values import Config
 
@@ -89,7 +90,7 @@ class SitePolicy:
             SiteRefused: it may not.
         """
         for name in (info.name for info in spec.infos) if self.tensors is not None else ():
-            if not any(fnmatchcase(name, pattern) for pattern in self.tensors or ()):
+            if not fits(name, self.tensors or ()):
                 raise SiteRefused(f"tensor {name!r} may not leave this site: it matches none of {list(self.tensors or ())}")
         if self.max_sent_bytes is not None and sent + spec.nbytes > self.max_sent_bytes:
             more = f"{spec.nbytes} more are above its limit, {self.max_sent_bytes}"
@@ -100,8 +101,7 @@ class SitePolicy:
         if self.clip is None:
             return parameters
         changed = [name for name, value in parameters.items() if value.is_floating_point() and name in base]
-        squares = [(parameters[name].double() - base[name].double()).square().sum().item() for name in changed]
-        norm = math.sqrt(math.fsum(squares))
+        norm = math.sqrt(squared_norm(parameters[name].double() - base[name].double() for name in changed))
         if not norm > self.clip:  # nor is one that is not finite: the server's check says so by name
             return parameters
         scale = self.clip / norm

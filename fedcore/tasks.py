@@ -11,8 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from blake3 import blake3
-
 from fedcore.aggregator import Aggregator, Update
 from fedcore.broadcast import Broadcast, Payload
 from fedcore.codec import Codec
@@ -25,7 +23,7 @@ from fedcore.round import Assignment
 from fedcore.strategy import Strategy
 from fedcore.streams import Stream, Streams
 from fedcore.transport import Buffer, Reply, behind
-from fedcore.values import Value, check_config
+from fedcore.values import Value, check_config, drawn
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +145,8 @@ class Tasks:
     def _configure(self, work: Work, assignment: Assignment) -> dict[str, Value]:
         configure = self._strategy.configure_evaluate if work.kind is Kind.EVALUATE else self._strategy.configure_fit
         config = {} if work.kind is Kind.INITIALIZE else check_config(configure(work.number, assignment.client_id))
-        drawn = blake3(f"{self._seed}/{work.kind}/{work.number}/{assignment.client_id}".encode()).digest(8)
-        return {**config, "round": work.number, "seed": int.from_bytes(drawn, "little") >> 1}
+        seed = drawn(self._seed, work.kind, work.number, assignment.client_id)
+        return {**config, "round": work.number, "seed": seed}
 
 
 @dataclass(frozen=True)

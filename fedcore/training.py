@@ -80,7 +80,7 @@ class Training:
         self._seconds, self._clock, self._began = config.get(BUDGET), clock, clock()
         self._lr: float | None = None
         self._anchor: dict[str, Tensor] = {}
-        self._anchored, self._losses = 0, [0.0, 0]
+        self._loss, self._measured = 0.0, 0  # summed over so many examples
         model.load_state_dict(dict(self._start))
         self._trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
 
@@ -133,14 +133,13 @@ class Training:
         """Learn the mean loss of the round's model over some examples; call it for all of them."""
         if self.steps:
             raise ConfigError("Training.anchor belongs before the first step, when the model is still the round's")
-        self._losses = [self._losses[0] + float(loss.detach()) * num_examples, self._losses[1] + num_examples]
+        self._loss, self._measured = self._loss + float(loss.detach()) * num_examples, self._measured + num_examples
         if not self.wants_anchor:
             return
         names = list(self._trained)
         for name, found in zip(names, torch.autograd.grad(loss, list(self._trained.values()), allow_unused=True), strict=True):
             if found is not None:
                 self._anchor[name] = self._anchor.get(name, torch.zeros_like(found)) + found.detach() * num_examples
-        self._anchored += num_examples
 
     # --- the update ---
 
@@ -158,9 +157,9 @@ class Training:
             start = self._start
             made = {n: start[n] + (v.cpu() - start[n]) / self.steps if n in self._trained else v for n, v in made.items()}
         if self.wants_loss:
-            if not self._losses[1]:
+            if not self._measured:
                 raise UpdateRejected("q-FedAvg goes by the loss of the round's model: measure it with Training.anchor")
-            told[INITIAL_LOSS] = self._losses[0] / self._losses[1]
+            told[INITIAL_LOSS] = self._loss / self._measured
         if alpha := self._number(DYNAMIC):
             self._memory["feddyn"] = {
                 n: self._kept("feddyn", n) - alpha * (v.detach().cpu() - self._start[n]) for n, v in self._trained.items()
@@ -181,9 +180,9 @@ class Training:
 
     def _next_control(self, name: str, trained: Tensor) -> Tensor:
         if self.wants_anchor:
-            if not self._anchored:
+            if not self._measured:
                 raise UpdateRejected("SCAFFOLD's option I takes the round's model's gradient: measure it with Training.anchor")
-            return self._anchor[name].cpu() / self._anchored if name in self._anchor else torch.zeros_like(trained)
+            return self._anchor[name].cpu() / self._measured if name in self._anchor else torch.zeros_like(trained)
         per_step = (self._start[name] - trained) / (self.steps * (self._lr or 1.0))
         return self._kept("scaffold", name) - self._control[name] + per_step
 

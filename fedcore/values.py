@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+from blake3 import blake3
+
 from fedcore.errors import BadMetric, ConfigError, InvalidWeight
 
 Scalar: TypeAlias = bool | int | float | str | bytes
@@ -99,6 +101,11 @@ def check_number(name: str, value: object, kind: type, least: float) -> None:
         what = "an integer" if kind is int else "a number"
         bound = "above 0" if 0 < least < 1 else f"of at least {least:g}"
         raise ConfigError(f"{name} must be {what} {bound}, not {value!r}")
+
+
+def drawn(*parts: object) -> int:
+    """Return a seed, from 0 to ``2 ** 63 - 1``, that follows from what it is for."""
+    return int.from_bytes(blake3("/".join(map(str, parts)).encode()).digest(8), "little") >> 1
 
 
 def check_client_id(client_id: str) -> str:

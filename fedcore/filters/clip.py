@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 
-from fedcore.errors import ConfigError
+from fedcore.extents import squared_norm
 from fedcore.filter import Context, Filter
 from fedcore.parameters import Parameters
+from fedcore.values import check_number
 
 __all__ = ["Clip"]
 
@@ -19,7 +20,7 @@ __all__ = ["Clip"]
 class Clip(Filter):
     """Scales a client's change down to an L2 norm, before it leaves. At the server it does nothing.
 
-    A server that must not trust its clients bounds norms itself: :class:`fedcore.NormBounding`.
+    It is the client's own restraint: a server that must not trust its clients cannot rely on it.
 
     Args:
         norm: the largest that a change may have.
@@ -29,8 +30,7 @@ class Clip(Filter):
     """
 
     def __init__(self, norm: float):
-        if isinstance(norm, bool) or not isinstance(norm, int | float) or not 0 < norm < math.inf:
-            raise ConfigError(f"Clip norm must be a number above 0, not {norm!r}")
+        check_number("Clip norm", norm, float, math.ulp(0.0))
         self.norm = norm
 
     def __repr__(self) -> str:
@@ -38,12 +38,7 @@ class Clip(Filter):
 
     def outgoing(self, change: Parameters, context: Context) -> Parameters:
         """Return the change, scaled down if it is too long; one that is not finite stays, for the server to refuse by name."""
-        length = norm_of(change)
+        length = math.sqrt(squared_norm(change.values()))
         if not length > self.norm:
             return change
         return {name: (value.double() * (self.norm / length)).to(value.dtype) for name, value in change.items()}
-
-
-def norm_of(change: Parameters) -> float:
-    """Return the L2 norm of tensors as one vector, in float64."""
-    return math.sqrt(math.fsum(float(value.double().square().sum()) for value in change.values()))

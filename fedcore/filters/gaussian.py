@@ -17,6 +17,7 @@ import torch
 from fedcore.errors import ConfigError
 from fedcore.filter import Context, Filter
 from fedcore.parameters import Parameters
+from fedcore.values import check_number
 
 __all__ = ["Gaussian"]
 
@@ -35,8 +36,7 @@ class Gaussian(Filter):
     """
 
     def __init__(self, std: float, at: Literal["client", "server"] = "server", *, seeded: bool | None = None):
-        if isinstance(std, bool) or not isinstance(std, int | float) or not 0 < std < math.inf:
-            raise ConfigError(f"Gaussian std must be a number above 0, not {std!r}")
+        check_number("Gaussian std", std, float, math.ulp(0.0))
         if at not in ("client", "server"):
             raise ConfigError(f"Gaussian at must be 'client' or 'server', not {at!r}")
         self.std, self.at, self.seeded = std, at, at == "server" if seeded is None else seeded

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from fedcore.errors import ConfigError
 from fedcore.parameters import Parameters
 from fedcore.strategies.fedavg import EvaluateFn, FedAvg
+from fedcore.values import check_number
 
 
 class ServerStep(FedAvg):
@@ -45,14 +45,14 @@ class ServerStep(FedAvg):
         self.server_lr = self.above_zero("server_lr", server_lr)
         self.memory: dict[str, Parameters] = {slot: {} for slot in self.slots}
 
-    @abstractmethod
     def move(self, change: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        """Return what to add to a tensor of the model.
+        """Return what to add to a tensor of the model: ``server_lr`` times the change, unless overridden.
 
         Args:
             change: the clients' mean, less the model.
             memory: by slot, what was left there for this tensor; zeros at first. To be replaced, not changed in place.
         """
+        return self.server_lr * change
 
     def step(self, server_round: int, current: Parameters, aggregate: Parameters) -> Parameters:
         """Return the model moved by the rule."""
@@ -90,8 +90,7 @@ class ServerStep(FedAvg):
 
     def above_zero(self, name: str, value: float) -> float:
         """Return a setting that must be a number above 0."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ConfigError(f"{type(self).__name__} {name} must be a number above 0, not {value!r}")
+        check_number(f"{type(self).__name__} {name}", value, float, math.ulp(0.0))
         return value
 
     def below_one(self, name: str, value: float) -> float:

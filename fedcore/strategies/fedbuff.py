@@ -68,10 +68,6 @@ class FedBuff(ServerStep):
             "max_staleness": max_staleness,
         }  # fmt: skip
 
-    def move(self, change: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        """Return the step."""
-        return self.server_lr * change
-
     def settings(self) -> dict[str, Any] | None:
         """Return the arguments that rounds depend on."""
         shared = super().settings()

@@ -85,7 +85,5 @@ def _kept(state: dict[str, Any]) -> dict[str, Any]:
 
 def _restored(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy for the optimizer, which changes it in place."""
-    of = {int(number): {key: copy.copy(value) for key, value in each.items()} for number, each in state["state"].items()}
-    for each in of.values():
-        each.update((key, value.clone()) for key, value in each.items() if isinstance(value, Tensor))
-    return {"state": of, "param_groups": copy.deepcopy(state["groups"])}
+    own = copy.deepcopy(dict(state))
+    return {"state": {int(number): each for number, each in own["state"].items()}, "param_groups": own["groups"]}

@@ -28,6 +28,7 @@ from fedcore.algorithm import INITIAL_LOSS, LOSS
 from fedcore.averaging import FedAvgAggregator
 from fedcore.errors import ConfigError, UpdateRejected
 from fedcore.exchange import Exchange
+from fedcore.extents import squared_norm
 from fedcore.parameters import Parameters
 from fedcore.strategies._server_step import ServerStep
 from fedcore.strategies.fedavg import EvaluateFn
@@ -108,12 +109,10 @@ class _LossMean(FedAvgAggregator):
     def fold(self, update: Update) -> None:
         """Fold in an update that has passed :meth:`check`."""
         super().fold(update)
-        loss, squares = update.metrics[INITIAL_LOSS], [
-            float((value.double() - self._from[name].double()).square().sum())
-            for name, value in update.parameters.items()
-            if value.is_floating_point()
-        ]  # fmt: skip
-        power, size = loss**self._q, self._lipschitz**2 * math.fsum(squares)
+        moved = (name for name, value in update.parameters.items() if value.is_floating_point())
+        squares = squared_norm(update.parameters[name].double() - self._from[name].double() for name in moved)
+        loss = update.metrics[INITIAL_LOSS]
+        power, size = loss**self._q, self._lipschitz**2 * squares
         self._terms.append((power, self._q * loss ** (self._q - 1) * size + self._lipschitz * power))
 
     @property

@@ -101,10 +101,6 @@ class Scaffold(ServerStep):
             FedAvgAggregator(self._control_of(parameters), weighting="uniform"),
         )
 
-    def move(self, change: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        """Return the step."""
-        return self.server_lr * change
-
     def step(self, server_round: int, current: Parameters, aggregate: Parameters) -> Parameters:
         """Return the next model; the control variate moves with it."""
         sums, before = group(aggregate, CONTROL), self._control_of(current)

@@ -84,6 +84,15 @@ class Site:
         self.lines = out.splitlines()
         return server.returncode, errors
 
+    def survive(self, *plans):
+        """Run servers that are killed, each by its plan, and one that ends."""
+        for plan in plans:
+            code, errors = self.serve(plan)
+            assert code == -signal.SIGKILL, errors
+        code, errors = self.serve()
+        self.leave()
+        assert code == 0, errors
+
     def until(self, server, words):
         """Wait until a server says something that begins like this."""
         said = []
@@ -121,11 +130,7 @@ def cases():
 @pytest.mark.parametrize(("point", "when"), list(cases()))
 def test_f1_killed_at_any_point_the_run_ends_with_the_same_bits(tmp_path, control, point, when):
     site = Site(tmp_path / "state", keep_updates=0 if point.startswith("gc") else 10)
-    code, errors = site.serve(f"{point}=kill@{when}")
-    assert code == -signal.SIGKILL, errors
-    code, errors = site.serve()
-    site.leave()
-    assert code == 0, errors
+    site.survive(f"{point}=kill@{when}")
     assert site.outcome == control
     found = check_state(tmp_path / "state", site.wire.told, quorum=3, most=3)
     assert found.faults == []
@@ -146,12 +151,7 @@ def test_what_a_strategy_remembers_survives(tmp_path, control, strategy, plans):
     outcomes = []
     for folder, killed in (("undisturbed", []), ("killed", plans)):
         site = Site(tmp_path / folder, strategy=strategy)
-        for plan in killed:
-            code, errors = site.serve(plan)
-            assert code == -signal.SIGKILL, errors
-        code, errors = site.serve()
-        site.leave()
-        assert code == 0, errors
+        site.survive(*killed)
         outcomes.append(site.outcome)
     assert outcomes[0] == outcomes[1] != control
 
@@ -160,12 +160,7 @@ def test_what_a_strategy_remembers_survives(tmp_path, control, strategy, plans):
 def test_killed_again_and_again(tmp_path, control):
     site = Site(tmp_path / "state")
     plans = ("upd.before_ack=kill@2", "agg.half=kill", "ckpt.before_rename=kill", "upd.before_row=kill@2", "eval.start=kill")
-    for plan in plans:
-        code, errors = site.serve(plan)
-        assert code == -signal.SIGKILL, errors
-    code, errors = site.serve()
-    site.leave()
-    assert code == 0, errors
+    site.survive(*plans)
     assert site.outcome == control
     assert check_state(tmp_path / "state", site.wire.told, quorum=3, most=3).faults == []
 
@@ -176,11 +171,7 @@ HELD = ["commit.before", *(pytest.param(each, marks=pytest.mark.slow) for each i
 @pytest.mark.parametrize("point", HELD)
 def test_where_only_rounds_are_durable_clients_send_again_what_they_hold(tmp_path, control, point):
     site = Site(tmp_path / "state", durability="round")
-    code, errors = site.serve(f"{point}=kill@2")
-    assert code == -signal.SIGKILL, errors
-    code, errors = site.serve()
-    site.leave()
-    assert code == 0, errors
+    site.survive(f"{point}=kill@2")
     assert site.outcome == control
     assert all(client.trained == [1, 2, 3, 4] for client in site.clients)
 

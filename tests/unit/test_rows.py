@@ -32,7 +32,7 @@ class Adds(Client):
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "state"
     config = ServerConfig(num_rounds=2, state_dir=str(folder), keep_updates=2)
-    run_federation([Adds()], strategy=FedAvg(INITIAL, min_fit_clients=1), config=config)
+    run_federation([Adds()], strategy=FedAvg(INITIAL, clients_per_round=1, min_fit_clients=1), config=config)
     return folder
 
 
