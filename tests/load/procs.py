@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 HERE = Path(__file__).parent
 MIB = 1 << 20
@@ -42,14 +43,17 @@ class Process:
     """A script that runs until the end of the ``with`` block, takes words and says lines of JSON.
 
     Attributes:
+        environment: what it is started with, beside this process's.
         said: the lines so far.
     """
+
+    environment: ClassVar[dict[str, str]] = {"OMP_NUM_THREADS": "1"}
 
     def __init__(self, script, **settings):
         self.name, self.said, self._next, self._news = script, [], 0, threading.Condition()
         self._popen = subprocess.Popen(
             [sys.executable, HERE / script, json.dumps(settings)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **self.environment},
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

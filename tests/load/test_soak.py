@@ -4,6 +4,7 @@ import random
 import statistics
 import threading
 from contextlib import suppress
+from typing import ClassVar
 
 import pytest
 import torch
@@ -20,6 +21,12 @@ ROUNDS, WARM, CLIENTS, CRASHES = scaled(500, 100), scaled(200, 40), 20, 0.05
 FLOATS = 50_000
 BLOCK = 20  # rounds of which the middle figure counts: in a single one somebody may be gone, and memory not yet given back
 LONG = 5 * BLOCK  # the same for connections: clients that crash come and go
+
+
+class LongServed(Served):
+    """A server that is started as the README says of one that is to run for months."""
+
+    environment: ClassVar[dict[str, str]] = {**Served.environment, "MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072"}
 
 
 class Crash(Exception):
@@ -81,7 +88,7 @@ def test_p10_nothing_grows_over_hundreds_of_rounds(found, tmp_path):
         except Exception as error:
             failures.append(error)
 
-    with Served(floats=FLOATS, strategy=wanted, config=config) as server:
+    with LongServed(floats=FLOATS, strategy=wanted, config=config) as server:
         threads = [threading.Thread(target=live, args=(client, server.address)) for client in clients]
         for thread in threads:
             thread.start()

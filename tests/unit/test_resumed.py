@@ -32,7 +32,8 @@ def ran(tmp_path, monkeypatch, ours):
         log.write_text("")
         monkeypatch.setenv("FAILS", fails)
         resumed = ours.Resumed(tmp_path / "cache" / "resumed", state)
-        settings = ["-q", "-p", "no:cacheprovider", "-p", "no:unraisableexception", "--import-mode=importlib", f"--rootdir={tmp_path}"]
+        plain = ["-p", "no:cacheprovider", "-p", "no:unraisableexception"]
+        settings = ["-q", *plain, "--import-mode=importlib", f"--rootdir={tmp_path}"]
         pytest.main([*settings, *more, str(tmp_path)], plugins=[resumed])
         return log.read_text()
 
