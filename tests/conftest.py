@@ -32,7 +32,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if path := config.getoption("--resume"):
-        config.pluginmanager.register(Resumed(config.rootpath / path, state_of(config.rootpath)))
+        resumed = Resumed if not hasattr(config, "workerinput") else LeavesOut  # the first one alone writes
+        config.pluginmanager.register(resumed(config.rootpath / path, state_of(config.rootpath)))
 
 
 def state_of(root):
@@ -47,19 +48,13 @@ def state_of(root):
     return found.hexdigest()
 
 
-class Resumed:
-    """Keeps a file with the state of the code, and then a line for each test that passed."""
+class LeavesOut:
+    """Reads a file with the state of the code, and then a line for each test that passed."""
 
     def __init__(self, path: Path, state: str):
-        self.path, self.state, self.passing = path, state, True
         known, _, _ = path.read_text().rpartition("\n") if path.exists() else ("", "", "")  # the last line may be torn
         first, *rest = known.splitlines() or [""]
-        self.begin(rest if first == state else [])
-
-    def begin(self, passed):
-        self.passed = set(passed)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(f"{line}\n" for line in [self.state, *passed]))
+        self.path, self.state, self.passed = path, state, set(rest if first == state else [])
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config, items):
@@ -68,12 +63,29 @@ class Resumed:
         if left and len(left) < len(items):
             config.hook.pytest_deselected(items=[item for item in items if item.nodeid in self.passed])
             items[:] = left
-        elif not left and not config.option.collectonly:
-            self.begin([])
+
+
+class Resumed(LeavesOut):
+    """Keeps that file."""
+
+    def __init__(self, path: Path, state: str):
+        super().__init__(path, state)
+        self.failed = set()  # of those that are under way: with several workers their reports come between one another
+        self.begin(self.passed)
+
+    def begin(self, passed):
+        self.passed = set(passed)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("".join(f"{line}\n" for line in [self.state, *sorted(passed)]))
 
     def pytest_runtest_logreport(self, report):
         """Note a test that passed, with all that belongs to it."""
-        self.passing = report.passed and (self.passing or report.when == "setup")
-        if report.when == "teardown" and self.passing:
+        if report.nodeid in self.passed:  # it is made again because all had passed
+            self.begin([])
+        if report.when == "setup":
+            self.failed.discard(report.nodeid)
+        if not report.passed:
+            self.failed.add(report.nodeid)
+        if report.when == "teardown" and report.nodeid not in self.failed:
             with self.path.open("a") as file:
                 file.write(f"{report.nodeid}\n")

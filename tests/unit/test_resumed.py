@@ -1,5 +1,11 @@
 """A run that was interrupted goes on where it stopped: tests that passed are left out, on the same code."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 TESTS = """
@@ -71,6 +77,26 @@ def test_a_look_changes_nothing(ran):
     ran("3")
     assert ran("3", "code", "--collect-only") == ""
     assert ran("3") == "3"
+
+
+@pytest.mark.slow
+def test_workers_leave_out_what_passed_and_one_file_is_kept(tmp_path):
+    (tmp_path / "test_these.py").write_text(TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]")
+    shutil.copy(Path(__file__).parents[1] / "conftest.py", tmp_path)
+
+    def run(fails):
+        (tmp_path / "ran").write_text("")
+        command = [sys.executable, "-m", "pytest", "-n", "2", "-p", "no:cacheprovider", "--resume", "cache/resumed", "."]
+        environment = {**os.environ, "RAN": str(tmp_path / "ran"), "FAILS": fails}
+        subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=100, check=False)
+        return "".join(sorted((tmp_path / "ran").read_text()))
+
+    assert run("12") == "0123"
+    assert run("2") == "12"
+    assert run("") == "2"
+    assert run("3") == "0123"  # all had passed
+    assert run("") == "3"
 
 
 def test_the_state_is_that_of_the_files(ours, tmp_path):
