@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedcore import parameters
+from fedcore.errors import ConfigError
 from fedcore.parameters import Parameters, changed
 from fedcore.values import drawn
 
@@ -54,6 +55,9 @@ def outgoing(filters: Sequence[Filter], made: Parameters, base: Parameters, cont
         made: the update.
         base: the model that it began with.
         context: of the update.
+
+    Raises:
+        ConfigError: the update has none of the model's tensors.
     """
     change = _change(made, base)
     for each in filters:
@@ -74,6 +78,9 @@ def incoming(
         seed: the run's.
         number: of the round.
         updates: of how many updates the aggregate is made.
+
+    Raises:
+        ConfigError: there are filters, and the aggregate has none of the model's tensors.
     """
     if difference:
         made = changed(base, made)
@@ -88,4 +95,6 @@ def incoming(
 def _change(made: Parameters, base: Parameters) -> Parameters:
     """Return what the floating-point tensors of the model changed; groups beside the model are none of it."""
     floats = {name: value for name, value in made.items() if name in base and value.is_floating_point()}
+    if not floats:
+        raise ConfigError("filters go over what the model's tensors change, and none of them travels: leave out filters=")
     return parameters.difference(floats, base)

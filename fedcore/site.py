@@ -28,7 +28,8 @@ class SitePolicy:
         max_model_bytes: the largest model it takes, judged before memory is allocated for it.
         max_sent_bytes: bytes of tensors, before the codec, that it sends in all. None: no limit.
         clip: the largest L2 norm of what an update changes of the model, over all floating-point tensors; a larger change is
-            scaled down to it before it leaves. It costs the memory of one more model. None: nothing is clipped.
+            scaled down to it before it leaves, and one with tensors beside the model's, which that would not bound, is
+            refused. It costs the memory of one more model. None: nothing is clipped.
         config: for each key that the server's config may have, the smallest and the largest value; ``round`` and ``seed`` are
             always allowed. None: anything is.
 
@@ -97,10 +98,16 @@ class SitePolicy:
             raise SiteRefused(f"{sent} bytes have left this site; {more}")
 
     def clipped(self, parameters: Parameters, base: Parameters) -> Parameters:
-        """Return an update whose change from ``base`` is no longer than :attr:`clip`; integers stay as they are."""
+        """Return an update whose change from ``base`` is no longer than :attr:`clip`; integers stay as they are.
+
+        Raises:
+            SiteRefused: it has a tensor beside the model's, which that does not bound.
+        """
         if self.clip is None:
             return parameters
-        changed = [name for name, value in parameters.items() if value.is_floating_point() and name in base]
+        changed = [name for name, value in parameters.items() if value.is_floating_point()]
+        if beside := next((name for name in changed if name not in base), None):
+            raise SiteRefused(f"tensor {beside!r} is none of the model's, and this site's clip bounds only what those change")
         norm = math.sqrt(squared_norm(parameters[name].double() - base[name].double() for name in changed))
         if not norm > self.clip:  # nor is one that is not finite: the server's check says so by name
             return parameters

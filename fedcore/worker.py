@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedcore.algorithm import model_of
 from fedcore.client import Client, offers_evaluation
 from fedcore.clock import Clock
 from fedcore.codec import Codec
@@ -84,7 +85,7 @@ class Worker:
         try:
             self._site.check_config(task.config)
             needed = self._site.clip is not None or task.difference or bool(self._filters)
-            base = spec.copy(parameters) if spec is not None and needed else {}
+            base = model_of(spec.copy(parameters)) if spec is not None and needed else {}
             if task.partial:
                 parameters = self._personal.completed(parameters)
             reach("train.start")

@@ -5,9 +5,10 @@ import threading
 import pytest
 import torch
 
-from fedcore import Client, FedAvg, Server, ServerConfig, SitePolicy, start_client
+from fedcore import Client, FedAvg, Scaffold, Server, ServerConfig, SitePolicy, Training, start_client
 from fedcore.errors import ConfigError, SiteRefused
 from fedcore.events import TaskReturned
+from fedcore.testing import run_federation
 from fedcore.transports.memory import Memory
 
 MODEL = {"body": torch.zeros(3), "head.w": torch.zeros(2, dtype=torch.bfloat16), "n": torch.tensor(0)}
@@ -108,6 +109,25 @@ def test_after_so_many_rounds_the_site_leaves_in_good_order():
     assert client.rounds == [1, 2]
     assert [number for number, record in enumerate(history.rounds, 1) if "site" in record.accepted] == [1, 2]
     assert [name for name, _ in returned] in ([], ["site"])
+
+
+def test_what_travels_beside_the_model_is_not_clipped_but_refused():
+    class Trains(Client):
+        def __init__(self):
+            self.model = torch.nn.Linear(2, 1)
+
+        def get_parameters(self):
+            return self.model.state_dict()
+
+        def fit(self, parameters, config):
+            training = Training(self.model, parameters, config, self.memory)
+            self.model(torch.ones(1, 2)).sum().backward()
+            training.step(torch.optim.SGD(self.model.parameters()))
+            return training.result(1)
+
+    strategy = Scaffold(Trains().get_parameters(), num_clients=1, clients_per_round=1)
+    with pytest.raises(SiteRefused, match="tensor 'control/weight' is none of the model's"):
+        run_federation([Trains()], strategy=strategy, config=ServerConfig(num_rounds=1), site=SitePolicy(clip=1.0))
 
 
 def test_a_long_change_is_clipped_and_integers_are_not():
