@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedcore.aggregator import Aggregator, Update
 from fedcore.algorithm import CONTROL, OPTION, group, joined, model_of
-from fedcore.averaging import FedAvgAggregator
+from fedcore.averaging import FedAvgAggregator, Weighting
 from fedcore.errors import ConfigError
 from fedcore.messages import Kind
 from fedcore.parameters import DTYPES, Parameters, Spec
@@ -38,6 +38,9 @@ __all__ = ["Scaffold"]
 class Scaffold(ServerStep):
     """FedAvg with control variates.
 
+    Attributes:
+        controls_weighting: what control variates weigh in their mean: the same each (the paper), or "examples".
+
     Args:
         initial_parameters: the model the first round starts from, copied; None asks the first client for its own.
         evaluate_fn: as for :class:`~fedcore.FedAvg`.
@@ -45,12 +48,13 @@ class Scaffold(ServerStep):
         option: 1: clients measure the gradient of the round's model on all their data
             (:meth:`Training.anchor <fedcore.Training.anchor>`); 2: they take it from the steps they made.
         server_lr: length of a step.
-        shared: as for :class:`~fedcore.FedAvg`; ``weighting`` is the models', control variates all weigh the same.
+        shared: as for :class:`~fedcore.FedAvg`; ``weighting`` is the models'.
 
     Raises:
         ConfigError: an argument makes no sense.
     """
 
+    controls_weighting: Weighting = "uniform"
     paces = ("sync",)
     numbers = ("server_lr", "num_clients", "option")
 
@@ -98,7 +102,7 @@ class Scaffold(ServerStep):
         """Return two means, of the models and of the control variates' changes."""
         return _TwoMeans(
             FedAvgAggregator(parameters, weighting=self.weighting, max_share=self.max_share, exchange=self.exchange),
-            FedAvgAggregator(self._control_of(parameters), weighting="uniform"),
+            FedAvgAggregator(self._control_of(parameters), weighting=self.controls_weighting),
         )
 
     def step(self, server_round: int, current: Parameters, aggregate: Parameters) -> Parameters:
