@@ -34,6 +34,7 @@ test: $(READY) ## run the tests, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-all: $(READY) ## run the tests, the slow ones too
+	$(PIP) install -c constraints.txt -e '.[hf]'
 	$(BIN)/python -m pytest -m "" $(ARGS)
 
 # What passed is noted in files, and begun anew when any code has changed: an hour need not be spent in one piece. What is

@@ -42,6 +42,8 @@ _HOMES = {
         "UnknownName",
         "UpdateRejected",
     ),
+    "estimators.decomfl": ("DeComFLClient",),
+    "estimators.zeroth_order": ("ZerothOrder",),
     "exchange": ("Exchange",),
     "filter": ("Context", "Filter"),
     "filters.clip": ("Clip",),
@@ -56,6 +58,9 @@ _HOMES = {
     "security": ("TLS",),
     "site": ("SitePolicy",),
     "server": ("Server", "start_server"),
+    "strategies.bulyan": ("Bulyan",),
+    "strategies.centeredclipping": ("CenteredClipping",),
+    "strategies.decomfl": ("DeComFL",),
     "strategies.fedadagrad": ("FedAdagrad",),
     "strategies.fedadam": ("FedAdam",),
     "strategies.fedasync": ("FedAsync",),
@@ -67,8 +72,15 @@ _HOMES = {
     "strategies.fedopt": ("FedOpt",),
     "strategies.fedprox": ("FedProx",),
     "strategies.fedyogi": ("FedYogi",),
+    "strategies.fltrust": ("FLTrust",),
+    "strategies.geomedian": ("GeoMedian",),
+    "strategies.krum": ("Krum",),
+    "strategies.median": ("Median",),
+    "strategies.multikrum": ("MultiKrum",),
+    "strategies.normbounding": ("NormBounding",),
     "strategies.qfedavg": ("QFedAvg",),
     "strategies.scaffold": ("Scaffold",),
+    "strategies.trimmedmean": ("TrimmedMean",),
     "strategy": ("Strategy",),
     "tokens": ("Tokens",),
     "transport": ("Connection", "Listener", "Transport"),
@@ -111,6 +123,8 @@ if TYPE_CHECKING:
     from fedcore.errors import TransportError as TransportError
     from fedcore.errors import UnknownName as UnknownName
     from fedcore.errors import UpdateRejected as UpdateRejected
+    from fedcore.estimators.decomfl import DeComFLClient as DeComFLClient
+    from fedcore.estimators.zeroth_order import ZerothOrder as ZerothOrder
     from fedcore.exchange import Exchange as Exchange
     from fedcore.filter import Context as Context
     from fedcore.filter import Filter as Filter
@@ -130,6 +144,9 @@ if TYPE_CHECKING:
     from fedcore.server import Server as Server
     from fedcore.server import start_server as start_server
     from fedcore.site import SitePolicy as SitePolicy
+    from fedcore.strategies.bulyan import Bulyan as Bulyan
+    from fedcore.strategies.centeredclipping import CenteredClipping as CenteredClipping
+    from fedcore.strategies.decomfl import DeComFL as DeComFL
     from fedcore.strategies.fedadagrad import FedAdagrad as FedAdagrad
     from fedcore.strategies.fedadam import FedAdam as FedAdam
     from fedcore.strategies.fedasync import FedAsync as FedAsync
@@ -141,8 +158,15 @@ if TYPE_CHECKING:
     from fedcore.strategies.fedopt import FedOpt as FedOpt
     from fedcore.strategies.fedprox import FedProx as FedProx
     from fedcore.strategies.fedyogi import FedYogi as FedYogi
+    from fedcore.strategies.fltrust import FLTrust as FLTrust
+    from fedcore.strategies.geomedian import GeoMedian as GeoMedian
+    from fedcore.strategies.krum import Krum as Krum
+    from fedcore.strategies.median import Median as Median
+    from fedcore.strategies.multikrum import MultiKrum as MultiKrum
+    from fedcore.strategies.normbounding import NormBounding as NormBounding
     from fedcore.strategies.qfedavg import QFedAvg as QFedAvg
     from fedcore.strategies.scaffold import Scaffold as Scaffold
+    from fedcore.strategies.trimmedmean import TrimmedMean as TrimmedMean
     from fedcore.strategy import Strategy as Strategy
     from fedcore.tokens import Tokens as Tokens
     from fedcore.training import Training as Training

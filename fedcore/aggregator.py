@@ -84,6 +84,7 @@ class Aggregator(ABC):
             and :meth:`result` is one to the round's; the server says so before anything else.
         each: does a list of jobs; the server hands in one that uses several cores.
         lend: gives large memory; the server hands in one that takes it from files where it is told to.
+        folder: where one that writes updates to files is to do so; None: the system's folder for temporary files.
     """
 
     mergeable: bool = False
@@ -91,6 +92,7 @@ class Aggregator(ABC):
     difference: bool = False
     each: Callable[[Sequence[Job]], None] = staticmethod(in_turn)
     lend: Lender = staticmethod(borrow)
+    folder: str | None = None
 
     def prepare(self, spec: Spec, extents: Mapping[str, float]) -> None:
         """Learn what is known of the round's model before the first update: what it looks like, and its magnitudes.

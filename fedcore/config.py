@@ -130,4 +130,6 @@ class ServerConfig:
         if found.pace not in strategy.paces:
             which = " or ".join(strategy.paces)
             raise ConfigError(f"{type(strategy).__name__} makes sense with RoundPolicy.pace {which}, not with {found.pace!r}")
+        if found.carries and not strategy.carries:
+            raise ConfigError(f"updates of {type(strategy).__name__} belong to their round: leave RoundPolicy.late at 'drop'")
         return found

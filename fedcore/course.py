@@ -101,6 +101,7 @@ class Course:
         spec, parameters = self.model
         aggregator = aggregator_of(self._strategy, number, parameters)
         aggregator.each, aggregator.lend = self.hub.cores.each, self.hub.landings.lend
+        aggregator.folder = self.hub.landings.folder
         aggregator.difference = self.hub.coordinator.policy.asynchronous
         aggregator.prepare(spec, self._extents)
         upload = self._strategy.upload_spec(Kind.FIT, spec)

@@ -23,6 +23,7 @@ class Strategy(ABC):
         clients_per_round: how many updates close a round.
         exchange: what of the model travels; None: all of it.
         paces: at which of ``RoundPolicy``'s paces it makes sense.
+        carries: whether an update may count in a later round than its own.
         policy: settings of ``RoundPolicy`` that it wants, where ``ServerConfig.policy`` does not replace them.
     """
 
@@ -30,6 +31,7 @@ class Strategy(ABC):
     clients_per_round: int = 2
     exchange: Exchange | None = None
     paces: tuple[str, ...] = ("sync", "async")
+    carries: bool = True
     policy: Mapping[str, Any] = MappingProxyType({})
 
     def initialize_parameters(self) -> Parameters | None:

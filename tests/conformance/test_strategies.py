@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from fedcore import (
+    Bulyan,
+    CenteredClipping,
     FedAdagrad,
     FedAdam,
     FedAsync,
@@ -16,9 +18,16 @@ from fedcore import (
     FedOpt,
     FedProx,
     FedYogi,
+    FLTrust,
+    GeoMedian,
+    Krum,
+    Median,
+    MultiKrum,
+    NormBounding,
     QFedAvg,
     Scaffold,
     Strategy,
+    TrimmedMean,
 )
 from fedcore.testing import check_strategy
 
@@ -31,6 +40,10 @@ class OnlyAggregateFit(Strategy):
 class OverridesFedAvg(FedAvg):
     def aggregate_fit(self, server_round, results):
         return super().aggregate_fit(server_round, results)
+
+
+def moved(server_round, parameters):
+    return {name: value + 1 if value.is_floating_point() else value for name, value in parameters.items()}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +67,18 @@ class OverridesFedAvg(FedAvg):
         pytest.param(lambda model: QFedAvg(model, client_lr=0.1), id="qfedavg"),
         pytest.param(FedBuff, id="fedbuff"),
         pytest.param(FedAsync, id="fedasync"),
+        pytest.param(lambda model: Median(model, f=1, clients_per_round=4), id="median"),
+        pytest.param(lambda model: TrimmedMean(model, f=1, clients_per_round=4), id="trimmedmean"),
+        pytest.param(lambda model: TrimmedMean(model, fraction=0.3), id="trimmedmean-fraction"),
+        pytest.param(lambda model: Krum(model, clients_per_round=4), id="krum"),
+        pytest.param(lambda model: MultiKrum(model, clients_per_round=4, m=2), id="multikrum"),
+        pytest.param(lambda model: Bulyan(model, clients_per_round=4), id="bulyan"),
+        pytest.param(lambda model: GeoMedian(model, f=1, clients_per_round=4), id="geomedian"),
+        pytest.param(NormBounding, id="normbounding"),
+        pytest.param(CenteredClipping, id="centeredclipping"),
+        pytest.param(lambda model: FLTrust(model, root_update=moved), id="fltrust"),
+        pytest.param(lambda model: Median(model, f=1, clients_per_round=4, pre="nnm"), id="nnm"),
+        pytest.param(lambda model: Median(model, f=0, clients_per_round=4, pre="bucketing"), id="bucketing"),
     ],
 )
 def test_conformance(make):

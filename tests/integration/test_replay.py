@@ -9,7 +9,19 @@ from contextlib import closing
 import pytest
 import torch
 
-from fedcore import Client, FedAvg, Memory, Server, ServerConfig, events, start_client
+from fedcore import (
+    CenteredClipping,
+    Client,
+    FedAvg,
+    GeoMedian,
+    Median,
+    Memory,
+    MultiKrum,
+    Server,
+    ServerConfig,
+    events,
+    start_client,
+)
 from fedcore.broadcast import encode
 from fedcore.cli import main
 from fedcore.codecs.safetensors import Safetensors
@@ -143,6 +155,16 @@ def test_fedavg_is_built_again_as_it_was(tmp_path, settings):
     run(folder, strategy=FedAvg(INITIAL, None, 3, 3, **settings), keep_updates=9)
     assert set(outcomes(folder).values()) == {AGREES}
     assert set(outcomes(folder, FedAvg()).values()) == {DIFFERS}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(Median, {"f": 1}), (MultiKrum, {"m": 2}), (GeoMedian, {"pre": "bucketing"}), (CenteredClipping, {"tau": 0.1})],
+)
+def test_robust_strategies_are_built_again_with_what_they_remember(tmp_path, kind, settings):
+    folder = tmp_path / "state"
+    run(folder, strategy=kind(INITIAL, clients_per_round=3, min_fit_clients=3, **settings), keep_updates=9)
+    assert set(outcomes(folder).values()) == {AGREES}
 
 
 def test_a_run_that_went_on_later_is_replayed_as_one(tmp_path):

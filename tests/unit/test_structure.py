@@ -15,7 +15,8 @@ ROWS = [
     {
         "codec", "transport", "client", "aggregator", "averaging", "fixedpoint", "strategy", "policy", "registry", "security",
         "site", "access", "config", "events", "history", "compression", "tensorwise", "blockwise", "durable", "goal", "limits",
-        "pace", "private", "tokens", "watched", "algorithm", "exchange", "filter", "selection",
+        "pace", "private", "tokens", "watched", "algorithm", "directions", "trail", "exchange", "filter", "selection",
+        "robust", "spool",
     },
     {"coordinator", "round", "rounds", "roster", "phase", "progress"},
     {

@@ -1,0 +1,1 @@
+"""Estimators of gradients, and clients that train with them."""
