@@ -299,6 +299,7 @@ class Wide(DeComFLClient):
         super().catch_up(parameters, config)
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_a_server_that_is_killed(tmp_path):
     """Its rounds are remembered with its models: no client is sent a second model, and the bits are those of no disturbance."""

@@ -155,6 +155,7 @@ def test_the_summary_tells_of_what_went_wrong():
     ]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_model_with_another_codec_too(demo, tmp_path):
     more = ["--rounds", "2", "--codec", "safetensors+lz4", "--out", tmp_path]
     done = subprocess.run([*COMMAND, *more], capture_output=True, text=True, check=False, timeout=100)

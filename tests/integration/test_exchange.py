@@ -81,7 +81,7 @@ def test_without_an_exchange_a_model_that_is_not_the_servers_is_an_error():
             return MODEL, 10
 
     with pytest.raises(UpdateRejected, match=r"bn\."):
-        run_federation([Whole()], strategy=FedAvg({"body.w": torch.zeros(4)}), transport="memory")
+        run_federation([Whole()], strategy=FedAvg({"body.w": torch.zeros(4)}, clients_per_round=1), transport="memory")
 
 
 def test_the_clients_own_part_lasts_through_its_restarts(tmp_path):
@@ -117,9 +117,11 @@ def test_a_damaged_file_is_refused_before_anything_else(tmp_path, spoil):
 def test_a_site_policy_holds_whatever_the_server_wants():
     with pytest.raises(Exception, match=r"head\.w"):
         run_federation(
-            [Personalised(1)], strategy=FedAvg(MODEL, exchange=Exchange(include=["body.*", "head.*"])), transport="memory",
+            [Personalised(1)],
+            strategy=FedAvg(MODEL, clients_per_round=1, exchange=Exchange(include=["body.*", "head.*"])),
+            transport="memory",
             site=SitePolicy(tensors=["body.*"]),
-        )  # fmt: skip
+        )
 
 
 @WIRES

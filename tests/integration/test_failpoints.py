@@ -23,7 +23,7 @@ POINTS = [
     "upd.before_row", "upd.after_row", "run.before", "run.after", "round.before_open", "round.after_open",
     "close.before_commit", "close.after_commit", "commit.before", "commit.after", "gc.blob_delete", "ledger.before_rename",
 ]  # fmt: skip
-QUICK = {"run.before", "upd.tmp_half", "upd.after_rename", "upd.before_row", "ckpt.before_fsync", "commit.before"}
+QUICK = {"upd.tmp_half", "ckpt.before_fsync"}
 EACH = [
     pytest.param(point, when, marks=() if point in QUICK and when == 1 else pytest.mark.slow)
     for point in POINTS

@@ -28,7 +28,7 @@ POINTS = [
     "gc.blob_delete",
 ]  # fmt: skip
 ONCE = {"ledger.before_rename", "run.before", "run.after"}  # passed once in a run
-QUICK = {("upd.before_ack", 2), ("close.after_commit", 1), ("commit.before", 3)}
+QUICK = {("upd.before_ack", 2), ("commit.before", 3)}
 EACH = [(point, when) for point in POINTS for when in ((1,) if point in ONCE else (1, 2, 3))]
 
 
@@ -177,9 +177,10 @@ def test_where_only_rounds_are_durable_clients_send_again_what_they_hold(tmp_pat
 
 
 SLOW = pytest.mark.slow
-MOMENTS = ["accepted 2", *(pytest.param(each, marks=SLOW) for each in ("started", "opened 2", "committed 2"))]
+MOMENTS = ["accepted 2", "started", "opened 2", "committed 2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_f23_told_to_end_a_server_leaves_the_run_to_the_next(tmp_path, control, moment):
     site = Site(tmp_path / "state")
@@ -195,6 +196,7 @@ def test_f23_told_to_end_a_server_leaves_the_run_to_the_next(tmp_path, control, 
     assert all(client.trained == [1, 2, 3, 4] for client in site.clients)
 
 
+@pytest.mark.slow
 def test_f6_a_server_that_stands_still_holds_that_against_nobody(tmp_path, control):
     """The clients beat five times a second, and are given up after three; the server is stopped for five."""
     site = Site(tmp_path / "state", heartbeat_timeout=3.0)
@@ -227,8 +229,8 @@ def test_f22_a_second_server_is_refused_by_its_folder_and_by_its_port(tmp_path):
     assert server.returncode == 0
 
 
-FULL = ["upd.before_fsync", "commit.before", *(
-    pytest.param(each, marks=SLOW) for each in ("upd.before_row", "ckpt.before_fsync", "round.before_open")
+FULL = ["upd.before_fsync", *(
+    pytest.param(each, marks=SLOW) for each in ("commit.before", "upd.before_row", "ckpt.before_fsync", "round.before_open")
 )]
 
 
