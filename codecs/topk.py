@@ -24,8 +24,8 @@ from torch import Tensor
 
 from fedcore.errors import ConfigError
 from fedcore.extents import extent
-from fedcore.parameters import expect
-from fedcore.tensorwise import Tensorwise, flat, numbers, row, smaller, working
+from fedcore.parameters import expect, working
+from fedcore.tensorwise import Tensorwise, flat, numbers, row, smaller
 from fedcore.transport import Buffer
 from fedcore.views import raw_bytes
 

@@ -19,6 +19,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from fedcore.parameters import working
+
 Kind: TypeAlias = Literal["rademacher", "gaussian"]
 KINDS: tuple[Kind, ...] = ("rademacher", "gaussian")
 
@@ -91,7 +93,7 @@ def shift(tensors: Iterable[Tensor], kind: Kind, seed: int, length: float) -> No
     """
     listed = list(tensors)
     for tensor, places, stretch in _stretches(listed, kind, seed):
-        wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        wide = working(tensor.dtype)
         step = stretch.to(tensor.device, wide) * torch.tensor(length, dtype=wide)
         part = tensor[places]
         part.copy_(part.to(wide) + step)

@@ -246,6 +246,11 @@ def copy_parameters(parameters: Mapping[str, Tensor]) -> Parameters:
     return Spec.of(parameters).copy(parameters)
 
 
+def working(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that is calculated in for tensors of ``dtype``."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
 def difference(parameters: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Parameters:
     """Return what ``parameters`` changed of ``base``: floating-point tensors become differences, others stay as they are."""
     return {name: value - base[name] if value.is_floating_point() else value for name, value in parameters.items()}

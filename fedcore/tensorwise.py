@@ -20,7 +20,7 @@ from fedcore.codec import Codec, Frame, frame_bytes
 from fedcore.errors import DecodeError
 from fedcore.extents import extent
 from fedcore.messages import TensorInfo
-from fedcore.parameters import DTYPES, Parameters, Spec, dtype_name, expect, land, nbytes
+from fedcore.parameters import DTYPES, Parameters, Spec, dtype_name, expect, land, nbytes, working
 from fedcore.transport import Buffer
 from fedcore.views import raw_bytes
 
@@ -202,11 +202,6 @@ def beneath(info: TensorInfo, base: Mapping[str, Tensor] | None) -> Tensor:
     fits = (found.dtype, tuple(found.shape)) == (DTYPES[info.dtype], info.shape)
     expect(fits, f"{shown} came as a difference, but the base has another dtype or shape", "BASE_MISMATCH")
     return found
-
-
-def working(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that is calculated in for tensors of ``dtype``."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def flat(tensor: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import cast
 
 from torch import Tensor
 
 from fedcore.directions import KINDS, Kind, seeds, shift
 from fedcore.errors import ProtocolError
+from fedcore.exchange import fits
 from fedcore.parameters import DTYPES, Spec
 from fedcore.values import Config, Value
 
@@ -72,7 +72,7 @@ class Trail:
     def names(self, model: Mapping[str, Tensor]) -> list[str]:
         """Return the tensors of a model that are moved, in the order in which directions run through them."""
         floating = [info.name for info in Spec.of(model) if DTYPES[info.dtype].is_floating_point]
-        return [name for name in floating if any(fnmatchcase(name, pattern) for pattern in self.trained)]
+        return [name for name in floating if fits(name, self.trained)]
 
     def seeds(self, number: int) -> list[list[int]]:
         """Return the seeds of a round: K times P."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedcore.errors import ConfigError
-from fedcore.parameters import Parameters
+from fedcore.parameters import Parameters, working
 from fedcore.strategies.fedavg import EvaluateFn, FedAvg
 from fedcore.values import check_number
 
@@ -65,7 +65,7 @@ class ServerStep(FedAvg):
     def _stepped(self, name: str, old: Tensor, mean: Tensor) -> Tensor:
         if not mean.is_floating_point():
             return mean
-        kind = torch.float64 if mean.dtype == torch.float64 else torch.float32
+        kind = working(mean.dtype)
         before = old.to(kind)
         change = mean.to(kind) - before
         memory = {slot: self.memory[slot].get(name, torch.zeros_like(change)) for slot in self.slots}

@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fedcore.parameters import Parameters
+from fedcore.parameters import Parameters, working
 from fedcore.robust import Finish, Rows, centered_clipping
 from fedcore.strategies._robust import Robust
 from fedcore.strategies.fedavg import EvaluateFn
@@ -72,7 +71,7 @@ class CenteredClipping(Robust):
     def step(self, server_round: int, current: Parameters, aggregate: Parameters) -> Parameters:
         """Return the aggregate; what it changes is remembered."""
         self.previous = {
-            name: value.to(_wide(value)) - current[name].to(_wide(value))
+            name: value.to(working(value.dtype)) - current[name].to(working(value.dtype))
             for name, value in aggregate.items()
             if value.is_floating_point()
         }
@@ -86,7 +85,3 @@ class CenteredClipping(Robust):
         """Take back what :meth:`state_dict` returned."""
         super().load_state_dict(state)
         self.previous = dict(state.get("previous", {}))
-
-
-def _wide(value: Tensor) -> torch.dtype:
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
