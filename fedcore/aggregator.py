@@ -140,6 +140,23 @@ class Aggregator(ABC):
         raise ConfigError(f"{type(self).__name__} has no partial state: it needs every update in one place")
 
 
+class CheckingAggregator(Aggregator):
+    """One that adds an update by checking it and folding it in; what has been checked is folded in alone."""
+
+    def add(self, update: Update) -> None:
+        """Fold an update in.
+
+        Raises:
+            UpdateRejected: it cannot be added; nothing has changed.
+        """
+        self.check(update)
+        self.fold(update)
+
+    @abstractmethod
+    def fold(self, update: Update) -> None:
+        """Fold in an update that has passed :meth:`check`."""
+
+
 def as_update(result: Result) -> Update:
     """Return a ``(parameters, num_examples)`` pair as an Update."""
     if isinstance(result, Update):

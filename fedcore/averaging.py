@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedcore.aggregator import Aggregator, Job, Result, Update, as_update
+from fedcore.aggregator import CheckingAggregator, Job, Result, Update, as_update
 from fedcore.errors import AggregationError, ConfigError, InvalidWeight, SchemaMismatch
 from fedcore.exchange import Exchange
 from fedcore.extents import extents
@@ -26,7 +26,7 @@ _LEAST_BOUND = 2.0**-20  # a tensor that is almost zero in the model may still g
 _FRACTION_BITS = 20  # of weights that need not be whole: those of a callable, and those that are cut to a share
 
 
-class FedAvgAggregator(Aggregator):
+class FedAvgAggregator(CheckingAggregator):
     """The weighted mean ``sum(n_i * w_i) / sum(n_i)``, exact: no order and no grouping of the updates changes a bit.
 
     What is done by dtype: floating-point tensors, 0-dimensional ones included, are averaged by
@@ -102,15 +102,6 @@ class FedAvgAggregator(Aggregator):
             return
         for name, total in self._sums.items():
             total.check(name, update.extent(name), weight)
-
-    def add(self, update: Update) -> None:
-        """Fold an update in.
-
-        Raises:
-            UpdateRejected: it cannot be added; nothing has changed.
-        """
-        self.check(update)
-        self.fold(update)
 
     def fold(self, update: Update) -> None:
         """Fold in an update that has passed :meth:`check`."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedcore.aggregator import Aggregator, Update
+from fedcore.aggregator import Aggregator, CheckingAggregator, Update
 from fedcore.averaging import FedAvgAggregator
 from fedcore.errors import AggregationError, ConfigError
 from fedcore.exchange import Exchange
@@ -150,7 +150,7 @@ class Robust(FedAvg):
         return map(finish, rows.blocks())
 
 
-class RobustAggregator(Aggregator):
+class RobustAggregator(CheckingAggregator):
     """Keeps updates in a file, and makes a change of their changes at the end.
 
     Args:
@@ -198,15 +198,6 @@ class RobustAggregator(Aggregator):
         """
         self._file()
         self._gate.check(update)
-
-    def add(self, update: Update) -> None:
-        """Write an update to the file.
-
-        Raises:
-            UpdateRejected: it cannot be added; nothing has changed.
-        """
-        self.check(update)
-        self.fold(update)
 
     def fold(self, update: Update) -> None:
         """Write an update that has passed :meth:`check` to the file."""

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedcore.aggregator import Aggregator, Update
+from fedcore.aggregator import Aggregator, CheckingAggregator, Update
 from fedcore.algorithm import CONTROL, OPTION, group, joined, model_of
 from fedcore.averaging import FedAvgAggregator, Weighting
 from fedcore.errors import ConfigError
@@ -125,7 +125,7 @@ class Scaffold(ServerStep):
         return self.control or {name: torch.zeros_like(value) for name, value in floating.items()}
 
 
-class _TwoMeans(Aggregator):
+class _TwoMeans(CheckingAggregator):
     """The mean of the models, and the sum of the control variates' changes."""
 
     def __init__(self, models: FedAvgAggregator, controls: FedAvgAggregator):
@@ -142,11 +142,6 @@ class _TwoMeans(Aggregator):
         models, controls = _parts(update)
         self._models.check(models)
         self._controls.check(controls)
-
-    def add(self, update: Update) -> None:
-        """Add both parts."""
-        self.check(update)
-        self.fold(update)
 
     def fold(self, update: Update) -> None:
         """Add both parts of an update that has passed :meth:`check`."""
