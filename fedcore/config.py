@@ -25,6 +25,8 @@ class ServerConfig:
         heartbeat_interval: seconds between the clients' signs of life.
         heartbeat_timeout: seconds of silence after which a client counts as lost and its place in the round is free.
         start_wait: seconds to wait for the full number of clients once the fewest are there.
+        start_clients: clients to choose from that the first round waits for, as long as ``start_wait`` says: where fewer train
+            in a round than there are, a choice can be repeated only if it is among the same. 0: as many as train.
         extra_clients: clients invited beyond ``clients_per_round``; the first to answer count.
         max_failures: failed rounds in a row that end the run.
         evaluate_timeout: seconds an evaluation may take, on the server or on the clients; 0: clients are not asked.
@@ -59,6 +61,7 @@ class ServerConfig:
     heartbeat_interval: float = 5.0
     heartbeat_timeout: float = 300.0
     start_wait: float = 10.0
+    start_clients: int = 0
     extra_clients: int = 0
     max_failures: int = 3
     evaluate_timeout: float = 600.0
@@ -83,7 +86,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         for name in ("num_rounds", "max_failures", "shard_bytes", "map_above"):
             self._require(name, int, 1)
-        for name in ("extra_clients", "seed", "keep_updates"):
+        for name in ("start_clients", "extra_clients", "seed", "keep_updates"):
             self._require(name, int, 0)
         for name in ("round_timeout", "heartbeat_interval", "heartbeat_timeout"):
             self._require(name, float, 1e-9)
@@ -125,7 +128,8 @@ class ServerConfig:
         """
         found = self.policy or RoundPolicy(**{
             "target": strategy.clients_per_round, "quorum": strategy.min_fit_clients, "deadline": self.round_timeout,
-            "extra": self.extra_clients, "start_wait": self.start_wait, "max_failures": self.max_failures, **strategy.policy,
+            "extra": self.extra_clients, "start_wait": self.start_wait, "start_clients": self.start_clients,
+            "max_failures": self.max_failures, **strategy.policy,
         })  # fmt: skip
         if found.pace not in strategy.paces:
             which = " or ".join(strategy.paces)

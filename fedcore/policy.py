@@ -31,17 +31,18 @@ class Verdict(Enum):
 class RoundPolicy:
     """The rules of a round.
 
-    A round opens as soon as ``target`` clients are registered, or ``start_wait`` seconds after ``quorum`` are. It invites
-    ``target + extra`` of them, and clients that join later fill the places that are free. It closes when ``target`` updates
-    are accepted, or when every invited client that still lives has answered and the quorum holds, or at the deadline; at
-    the deadline without a quorum it fails. So it always ends.
+    A round opens as soon as ``target`` and ``start_clients`` are registered, or ``start_wait`` seconds after ``quorum`` are. It
+    invites ``target + extra`` of them, and clients that join later fill the places that are free. It closes when ``target``
+    updates are accepted, or when every invited client that still lives has answered and the quorum holds, or at the deadline;
+    at the deadline without a quorum it fails. So it always ends.
 
     Attributes:
         target: updates that close the round at once.
         quorum: the fewest updates a round may be made of.
         deadline: seconds a round may last.
         extra: clients invited beyond the target; the first ``target`` to answer count, the others are told to stop.
-        start_wait: seconds to wait for the target once the quorum is registered.
+        start_wait: seconds to wait for the target, and ``start_clients``, once the quorum is registered.
+        start_clients: clients to choose from that the first round waits for.
         max_failures: failed rounds in a row that end the run.
         on_failure: what follows a failed round: ``"retry"``: another one takes its place, up to ``max_failures`` in a row;
             ``"skip"``: it counts as one of the run's rounds; ``"abort"``: the run ends.
@@ -72,6 +73,7 @@ class RoundPolicy:
     deadline: float = 3600.0
     extra: int = 0
     start_wait: float = 10.0
+    start_clients: int = 0
     max_failures: int = 3
     on_failure: Literal["retry", "skip", "abort"] = "retry"
     late: Literal["drop", "carry", "discount"] = "drop"
@@ -83,7 +85,8 @@ class RoundPolicy:
     staleness_exponent: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, least in (("target", 1), ("quorum", 1), ("extra", 0), ("max_failures", 1), ("max_staleness", 0)):
+        counts = {"target": 1, "quorum": 1, "extra": 0, "start_clients": 0, "max_failures": 1, "max_staleness": 0}
+        for name, least in counts.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"RoundPolicy.{name} must be an integer of at least {least}, not {value!r}")
@@ -150,7 +153,7 @@ class RoundPolicy:
 
     def opens_at(self, registered: int, quorum_since: float | None, now: float) -> float | None:
         """Return when a round may open, given the clients there are and since when they are a quorum; None: unforeseeable."""
-        if registered >= self.target:
+        if registered >= max(self.target, self.start_clients):
             return now
         return None if quorum_since is None else quorum_since + self.start_wait
 

@@ -1,5 +1,6 @@
 """Every field of ServerConfig changes what happens; the ones that other tests show are named at the end."""
 
+import random
 import threading
 from dataclasses import fields
 
@@ -126,9 +127,19 @@ def test_start_wait_opens_with_fewer_clients():
     assert history.rounds[0].accepted == ["a"]
 
 
+def test_start_clients_are_those_that_the_first_round_chooses_from():
+    config = ServerConfig(num_rounds=3, start_clients=8, start_wait=60.0)
+    history, _ = run_federation([Adds() for _ in range(8)], strategy=FedAvg(INITIAL, clients_per_round=2), config=config)
+    names = [f"client-{index}" for index in range(8)]
+    strategy = FedAvg(clients_per_round=2)
+    wanted = [strategy.select(number, names, random.Random(f"0/select/{number}"))[:2] for number in (1, 2, 3)]
+    assert [sorted(record.accepted) for record in history.rounds] == [sorted(each) for each in wanted]
+
+
 def test_nothing_is_left_out():
     here = {
         "num_rounds", "seed", "extra_clients", "heartbeat_interval", "heartbeat_timeout", "stop_grace", "start_wait",
+        "start_clients",
     }  # fmt: skip
     elsewhere = {
         "round_timeout": "test_killed_client.py",

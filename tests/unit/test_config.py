@@ -9,7 +9,7 @@ from fedcore import FedAvg, RoundPolicy, ServerConfig
 from fedcore.errors import ConfigError
 
 COUNTS = ["num_rounds", "max_failures", "shard_bytes", "map_above"]
-COUNTS_FROM_ZERO = ["extra_clients", "seed", "keep_updates"]
+COUNTS_FROM_ZERO = ["start_clients", "extra_clients", "seed", "keep_updates"]
 TIMES = ["round_timeout", "heartbeat_interval", "heartbeat_timeout"]
 TIMES_FROM_ZERO = ["start_wait", "evaluate_timeout", "stop_grace"]
 OTHERS = [  # None, or checked where they are used
@@ -95,10 +95,10 @@ def test_the_defaults_work_and_cannot_be_changed():
 
 
 def test_l8_the_policy_is_made_of_the_strategys_numbers_and_the_settings():
-    config = ServerConfig(round_timeout=60.0, extra_clients=2, start_wait=3.0, max_failures=7)
+    config = ServerConfig(round_timeout=60.0, extra_clients=2, start_wait=3.0, start_clients=12, max_failures=7)
     strategy = FedAvg(min_fit_clients=4, clients_per_round=9)
     assert config.policy_for(strategy) == RoundPolicy(
-        target=9, quorum=4, deadline=60.0, extra=2, start_wait=3.0, max_failures=7
+        target=9, quorum=4, deadline=60.0, extra=2, start_wait=3.0, start_clients=12, max_failures=7
     )
 
 

@@ -85,6 +85,13 @@ def test_opens_with_the_target_or_some_time_after_the_quorum(registered, since, 
     assert policy().opens_at(registered, since, 50.0) == opens
 
 
+@pytest.mark.parametrize(
+    ("registered", "since", "opens"), [(5, 1.0, 50.0), (5, None, 50.0), (4, 44.0, 54.0), (3, 1.0, 11.0), (1, None, None)]
+)
+def test_waits_for_more_than_train_in_a_round(registered, since, opens):
+    assert policy(start_clients=5).opens_at(registered, since, 50.0) == opens
+
+
 W, C, F = Verdict.WAIT, Verdict.CLOSE, Verdict.FAIL
 
 
