@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from fedcore.errors import AggregationError, ConfigError
 from fedcore.extents import extent
-from fedcore.parameters import Parameters, Spec
+from fedcore.parameters import Parameters, Spec, moves
 from fedcore.pool import Lender, borrow
 
 
@@ -81,7 +81,8 @@ class Aggregator(ABC):
         mergeable: whether :meth:`partial` and :meth:`merge` work.
         retains: whether it keeps the updates' tensors beyond :meth:`add`.
         difference: whether updates are differences to the models that they began with, as they are at an asynchronous pace,
-            and :meth:`result` is one to the round's; the server says so before anything else.
+            and :meth:`result` is one to the round's; the server says so before anything else. What is not trained
+            (:func:`fedcore.parameters.moves`) is itself even then.
         each: does a list of jobs; the server hands in one that uses several cores.
         lend: gives large memory; the server hands in one that takes it from files where it is told to.
         folder: where one that writes updates to files is to do so; None: the system's folder for temporary files.
@@ -166,10 +167,10 @@ def as_update(result: Result) -> Update:
 
 
 def discounted(update: Update) -> Update:
-    """Return a late update with its difference multiplied by its discount."""
+    """Return a late update with its differences multiplied by its discount."""
     if update.discount == 1.0:
         return update
-    scaled = {n: t * update.discount if t.is_floating_point() else t for n, t in update.parameters.items()}
+    scaled = {n: t * update.discount if moves(n, t) else t for n, t in update.parameters.items()}
     return replace(update, parameters=scaled, discount=1.0, extents={}, digest="")
 
 

@@ -17,7 +17,7 @@ from fedcore.errors import AggregationError, ConfigError, InvalidWeight, SchemaM
 from fedcore.exchange import Exchange
 from fedcore.extents import extents
 from fedcore.fixedpoint import LARGEST_TERM, Batch, FixedPointSum, batches
-from fedcore.parameters import Parameters, Spec
+from fedcore.parameters import Parameters, Spec, is_statistic, moves
 
 Weighting: TypeAlias = Literal["examples", "uniform"] | Callable[[Update], float]
 
@@ -67,6 +67,7 @@ class FedAvgAggregator(CheckingAggregator):
         self._held: list[tuple[int, str, str, int, Update]] = []
         self._arrivals = 0
         self._batches: list[Batch] = []
+        self._moved = 0  # how many of these are sums of what is discounted when it is late
         self._spec: Spec | None = None
         self._sums: dict[str, FixedPointSum] = {}
         self._finest = 0.0  # the largest scale of a sum
@@ -184,7 +185,7 @@ class FedAvgAggregator(CheckingAggregator):
         for info in spec.entries:
             tensor, rule = like[info.name], self._exchange.rule(info.name)
             if rule == "server":
-                still = self.difference and info.name in bounds
+                still = self.difference and moves(info.name, tensor)
                 self._unmoved[info.name] = (torch.zeros_like(tensor) if still else tensor.detach().clone()).cpu()
             elif rule == "average" and info.name not in bounds:
                 self._totals[info.name] = torch.zeros(tensor.shape, dtype=torch.float64)
@@ -199,7 +200,12 @@ class FedAvgAggregator(CheckingAggregator):
         """Give the sums their memory before the first term, in one buffer: of a large one first use is much faster."""
         if not self._batches:
             memory = self.lend(8 * sum(total.size for total in self._sums.values())).view(np.int64)
-            self._batches = batches(self._sums, memory)
+            whole = [name for name in self._sums if self.difference and is_statistic(name)]
+            moved = {name: total for name, total in self._sums.items() if name not in whole}
+            size = sum(total.size for total in moved.values())
+            self._batches = batches(moved, memory[:size])
+            self._moved = len(self._batches)
+            self._batches += batches({name: self._sums[name] for name in whole}, memory[size:])
 
     def _known(self) -> Spec:
         if self._base is not None:
@@ -221,8 +227,9 @@ class FedAvgAggregator(CheckingAggregator):
         magnitudes = update.extents or {name: update.extent(name) for name in self._sums}
         term = max(1, round(weight * update.discount))
         self.each([
-            Job(batch.memory.nbytes, partial(batch.add, update.parameters, term, magnitudes)) for batch in self._batches
-        ])  # fmt: skip
+            Job(batch.memory.nbytes, partial(batch.add, update.parameters, term if at < self._moved else weight, magnitudes))
+            for at, batch in enumerate(self._batches)
+        ])
         self._take_largest(update.parameters)
         for name, total in self._totals.items():
             total += update.parameters[name].detach().cpu().double() * weight

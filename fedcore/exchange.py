@@ -34,7 +34,8 @@ class Exchange:
         exclude: patterns of what is not, nevertheless.
         buffers: for patterns of common tensors, the first that fits: ``"average"``: the weighted mean; an integer is rounded,
             halves to even; ``"max"``: the largest value of each element; ``"server"``: it stays what it is at the server, and
-            clients are told. For others: floating-point tensors are averaged, integers take the largest value.
+            clients are told. For others: floating-point tensors are averaged, integers take the largest value. What is averaged
+            by a rule is not the server's optimizer's, nor are ``running_mean`` and ``running_var``, with or without a rule.
 
     Raises:
         ConfigError: a pattern or a rule is none.

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedcore import parameters
 from fedcore.errors import ConfigError
 from fedcore.parameters import Parameters, changed
 from fedcore.values import drawn
@@ -62,7 +61,7 @@ def outgoing(filters: Sequence[Filter], made: Parameters, base: Parameters, cont
     change = _change(made, base)
     for each in filters:
         change = each.outgoing(change, context)
-    return {**made, **changed(base, change)}
+    return {**made, **_added(base, change)}
 
 
 def incoming(
@@ -89,12 +88,16 @@ def incoming(
     change, context = _change(made, base), Context(number, drawn(seed, "filters", number), updates=updates)
     for each in reversed(filters):
         change = each.incoming(change, context)
-    return {**made, **changed(base, change)}
+    return {**made, **_added(base, change)}
 
 
 def _change(made: Parameters, base: Parameters) -> Parameters:
     """Return what the floating-point tensors of the model changed; groups beside the model are none of it."""
-    floats = {name: value for name, value in made.items() if name in base and value.is_floating_point()}
-    if not floats:
+    change = {name: value - base[name] for name, value in made.items() if name in base and value.is_floating_point()}
+    if not change:
         raise ConfigError("filters go over what the model's tensors change, and none of them travels: leave out filters=")
-    return parameters.difference(floats, base)
+    return change
+
+
+def _added(base: Parameters, change: Parameters) -> Parameters:
+    return {name: base[name] + value for name, value in change.items()}

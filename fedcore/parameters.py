@@ -251,14 +251,27 @@ def working(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
+def is_statistic(name: str) -> bool:
+    """Return whether a tensor is what normalization layers of torch measure: ``running_mean``, ``running_var``.
+
+    Such a tensor may become a mean of others, and nothing else: sums of changes and long steps make negative variances.
+    """
+    return name.rpartition(".")[2] in ("running_mean", "running_var")
+
+
+def moves(name: str, value: Tensor) -> bool:
+    """Return whether a tensor is moved by changes; others are replaced."""
+    return value.is_floating_point() and not is_statistic(name)
+
+
 def difference(parameters: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Parameters:
-    """Return what ``parameters`` changed of ``base``: floating-point tensors become differences, others stay as they are."""
-    return {name: value - base[name] if value.is_floating_point() else value for name, value in parameters.items()}
+    """Return ``parameters`` with what was changed of ``base`` in place of each tensor that :func:`moves`."""
+    return {name: value - base[name] if moves(name, value) else value for name, value in parameters.items()}
 
 
 def changed(base: Mapping[str, Tensor], change: Mapping[str, Tensor]) -> Parameters:
     """Return what ``base`` becomes with a :func:`difference`."""
-    return {name: base[name] + value if value.is_floating_point() else value for name, value in change.items()}
+    return {name: base[name] + value if moves(name, value) else value for name, value in change.items()}
 
 
 def digest(parameters: Mapping[str, Tensor], spec: Spec | None = None) -> str:

@@ -18,7 +18,7 @@ from fedcore.averaging import FedAvgAggregator
 from fedcore.errors import AggregationError, ConfigError
 from fedcore.exchange import Exchange
 from fedcore.extents import extents
-from fedcore.parameters import DTYPES, Parameters, Spec, digest
+from fedcore.parameters import DTYPES, Parameters, Spec, digest, moves
 from fedcore.robust import Block, Finish, Rows, buckets, mixed, nearest_neighbours, squared_distances
 from fedcore.spool import Floats, Spool
 from fedcore.strategies.fedavg import EvaluateFn, FedAvg
@@ -188,7 +188,12 @@ class RobustAggregator(CheckingAggregator):
         self._rest.prepare(Spec.of(rest), {name: extents[name] for name in rest if name in extents})
         wide = any(DTYPES[info.dtype] is torch.float64 for info in columns)
         self._spool = Spool(torch.float64 if wide else torch.float32, self.folder)
-        self._spool.append(self._base[name] for name in self._columns)
+        self._spool.append(self._origin(name) for name in self._columns)
+
+    def _origin(self, name: str) -> Tensor:
+        """Return what an update's tensor is a change of: the round's model, or nothing, if it is a difference already."""
+        tensor = self._base[name]
+        return torch.zeros_like(tensor) if self.difference and moves(name, tensor) else tensor
 
     def check(self, update: Update) -> None:
         """Check shape and range of an update.
@@ -226,8 +231,7 @@ class RobustAggregator(CheckingAggregator):
         def blocks() -> Iterator[Block]:
             for span in self._spans():
                 changes = spool.read(order, span)
-                if not self.difference:
-                    changes -= spool.read([0], span)
+                changes -= spool.read([0], span)
                 yield Block(changes * late, spool.read(compared, span).sum(axis=0))
 
         try:
@@ -251,7 +255,7 @@ class RobustAggregator(CheckingAggregator):
 
     def _made(self, spool: Spool, changes: Iterable[Floats]) -> Iterator[Floats]:
         for span, change in zip(self._spans(), changes, strict=True):
-            yield change if self.difference else change + spool.read([0], span)[0]
+            yield change + spool.read([0], span)[0]
 
 
 def _lay(tensors: Sequence[Tensor], blocks: Iterable[Floats]) -> None:

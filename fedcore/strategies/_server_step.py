@@ -18,6 +18,9 @@ from fedcore.values import check_number
 class ServerStep(FedAvg):
     """FedAvg whose server moves each floating-point tensor by a rule of its own; other tensors become the aggregate's.
 
+    So do the ``running_mean`` and ``running_var`` of normalization layers, which are measured, not trained, and what the
+    exchange has averaged: :attr:`settles` of the way at once.
+
     Arithmetic is done in float32, in float64 for float64 tensors, and rounded once to the tensor's dtype.
 
     Args:
@@ -32,6 +35,7 @@ class ServerStep(FedAvg):
 
     slots: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ("server_lr",)
+    settles: float = 1.0
 
     def __init__(
         self,
@@ -68,6 +72,8 @@ class ServerStep(FedAvg):
         kind = working(mean.dtype)
         before = old.to(kind)
         change = mean.to(kind) - before
+        if self.only_averaged(name):
+            return mean if self.settles == 1.0 else (before + self.settles * change).to(mean.dtype)
         memory = {slot: self.memory[slot].get(name, torch.zeros_like(change)) for slot in self.slots}
         made = before + self.move(change, memory)
         for slot in self.slots:

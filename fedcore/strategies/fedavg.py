@@ -19,7 +19,7 @@ from fedcore.aggregator import Aggregator, Update
 from fedcore.averaging import FedAvgAggregator, Weighting
 from fedcore.errors import ConfigError
 from fedcore.exchange import Exchange
-from fedcore.parameters import Parameters, copy_parameters
+from fedcore.parameters import Parameters, copy_parameters, is_statistic
 from fedcore.selection import Selection, Uniform
 from fedcore.strategy import Strategy
 
@@ -107,6 +107,10 @@ class FedAvg(Strategy):
             return None
         made = FedAvgAggregator(weighting=self.weighting, max_share=self.max_share, exchange=self.exchange)
         return made.aggregate(results)
+
+    def only_averaged(self, name: str) -> bool:
+        """Return whether a tensor is no business of a server's optimizer: a statistic, or what the exchange has averaged."""
+        return is_statistic(name) or (self.exchange is not None and self.exchange.rule(name) == "average")
 
     def settings(self) -> dict[str, Any] | None:
         """Return the arguments that rounds depend on; None if there is an exchange, or a function, which cannot be noted."""

@@ -62,7 +62,7 @@ class FedBuff(ServerStep):
             raise ConfigError(f"{type(self).__name__} has a buffer_size: leave out {' and '.join(sorted(taken))}")
         shared = {"weighting": "uniform", **shared, "clients_per_round": buffer_size}
         super().__init__(initial_parameters, evaluate_fn, server_lr=server_lr, **shared)
-        self.buffer_size = buffer_size
+        self.buffer_size, self.settles = buffer_size, min(1.0, self.server_lr)
         self.policy = {
             "pace": "async", "concurrency": concurrency, "staleness_exponent": staleness_exponent,
             "max_staleness": max_staleness,

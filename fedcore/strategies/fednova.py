@@ -8,8 +8,8 @@ normalizations the one for plain SGD. Clients with momentum or decay make steps 
 
 Memory: FedAvg's; a client keeps the round's model.
 
-Clients train with :class:`fedcore.Training`; others hand in the model moved by ``D_i / t_i``, and ``t_i`` as the metric
-``steps``.
+Clients train with :class:`fedcore.Training`; others hand in the model moved by ``D_i / t_i`` (``running_mean`` and
+``running_var`` as they are), and ``t_i`` as the metric ``steps``.
 """
 
 from __future__ import annotations

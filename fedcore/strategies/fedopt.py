@@ -53,7 +53,7 @@ class FedOpt(FedAvg):
 
     def step(self, server_round: int, current: Parameters, aggregate: Parameters) -> Parameters:
         """Return the model after one step of the optimizer."""
-        names = [name for name, value in aggregate.items() if value.is_floating_point()]
+        names = [name for name, value in aggregate.items() if value.is_floating_point() and not self.only_averaged(name)]
         moved = {name: torch.nn.Parameter(current[name].clone()) for name in names}
         for name, parameter in moved.items():
             parameter.grad = parameter.detach() - aggregate[name]

@@ -29,7 +29,7 @@ from fedcore.averaging import FedAvgAggregator
 from fedcore.errors import ConfigError, UpdateRejected
 from fedcore.exchange import Exchange
 from fedcore.extents import squared_norm
-from fedcore.parameters import Parameters
+from fedcore.parameters import Parameters, moves
 from fedcore.strategies._server_step import ServerStep
 from fedcore.strategies.fedavg import EvaluateFn
 from fedcore.values import Value, check_number
@@ -109,7 +109,7 @@ class _LossMean(FedAvgAggregator):
     def fold(self, update: Update) -> None:
         """Fold in an update that has passed :meth:`check`."""
         super().fold(update)
-        moved = (name for name, value in update.parameters.items() if value.is_floating_point())
+        moved = (name for name, value in update.parameters.items() if moves(name, value))
         squares = squared_norm(update.parameters[name].double() - self._from[name].double() for name in moved)
         loss = update.metrics[INITIAL_LOSS]
         power, size = loss**self._q, self._lipschitz**2 * squares

@@ -10,7 +10,7 @@ from fedcore.aggregator import Gather, Update, as_update
 from fedcore.averaging import FedAvgAggregator
 from fedcore.errors import AggregationError, ConfigError, InvalidWeight, OutOfRange, SchemaMismatch
 from fedcore.exchange import Exchange
-from fedcore.parameters import digest
+from fedcore.parameters import changed, digest
 
 
 def update(value, examples=1, client="", **more):
@@ -337,6 +337,17 @@ class TestDifferences:
         found = self.aggregator().aggregate(self.updates()[::order])
         assert found["w"].tolist() == [(10 * 4.0 + 30 * 0.5) / 40]
         assert found["n"] == 9
+
+    def test_statistics_are_no_differences(self):
+        base = {"w": torch.ones(2), "bn.running_var": torch.ones(2), "v": torch.ones(2)}
+        made = FedAvgAggregator(base)
+        made.difference = True
+        for name, variance, discount in (("a", [0.25, 4.0], 1.0), ("b", [0.0, 0.0], 0.25)):
+            made.add(Update({**base, "bn.running_var": torch.tensor(variance)}, 10, name, discount=discount))
+        found = made.result()
+        assert found["bn.running_var"].tolist() == [0.125, 2.0]
+        assert found["w"].tolist() == found["v"].tolist() == [0.625, 0.625]
+        assert changed(base, found)["bn.running_var"].tolist() == [0.125, 2.0]
 
     def test_in_parts_they_add_up_to_the_same(self):
         whole, one, other = (self.aggregator() for _ in range(3))

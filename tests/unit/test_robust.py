@@ -323,6 +323,14 @@ def test_differences_give_a_difference_and_late_ones_less():
     assert aggregator.result()["w"].tolist() == [1.5, 3.0]
 
 
+def test_statistics_are_no_differences():
+    aggregator = Median(clients_per_round=3).start_round(1, {"w": torch.ones(1), "running_var": torch.ones(1)})
+    aggregator.difference = True
+    for name, value in (("a", 0.25), ("b", 0.5), ("c", 4.0)):
+        aggregator.add(Update({"w": torch.tensor([value]), "running_var": torch.tensor([value])}, 1, name))
+    assert {name: value.item() for name, value in aggregator.result().items()} == {"w": 0.5, "running_var": 0.5}
+
+
 @pytest.mark.parametrize("pre", [None, "nnm", "bucketing"])
 def test_order_changes_no_bit(pre):
     def digested(order):
