@@ -98,6 +98,7 @@ def ended(process, code=0):
     return out, err
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_page_from_its_first_line_to_its_last(world):
     alone = world.run("on the laptop", 0)
