@@ -30,10 +30,10 @@ def start(name, *arguments, cwd):
     return subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def outputs(processes):
+def outputs(processes, patience=90):
     """Wait for all processes and return what each printed."""
     try:
-        printed = [process.communicate(timeout=90)[0] for process in processes]
+        printed = [process.communicate(timeout=patience)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -48,13 +48,14 @@ def free_port():
 
 
 LONG = {"async_fedbuff.py", "personalised.py", "lora_finetune.py", "zeroth_order.py"}  # they train for some time
+TAKES_LONG = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-@pytest.mark.parametrize("name", [pytest.param(each, marks=pytest.mark.slow) if each in LONG else each for each in ALONE])
+@pytest.mark.parametrize("name", [pytest.param(each, marks=TAKES_LONG) if each in LONG else each for each in ALONE])
 def test_alone(name, tmp_path):
     if name in ("lora_finetune.py", "zeroth_order.py"):
         pytest.importorskip("peft", reason="pip install 'fedcore[hf]'")
-    assert ALONE[name] in outputs([start(name, cwd=tmp_path)])[0]
+    assert ALONE[name] in outputs([start(name, cwd=tmp_path)], 500)[0]
 
 
 def test_digits_in_three_processes(tmp_path):
