@@ -89,24 +89,27 @@ def test_they_are_between_those_of_the_clients(make):
 
 @pytest.mark.parametrize("make", [FedAsync, lambda *given, **more: FedBuff(*given, buffer_size=1, server_lr=1.0, **more)])
 def test_differences_to_one_and_the_same_model_do_not_add_up_to_negative_variances(make):
-    both, over, seen = threading.Barrier(2), threading.Event(), []
+    both, first, over, seen = threading.Barrier(2), threading.Event(), threading.Event(), []
 
-    def ready(times):
+    def soon(times):
         if times == 1:
             both.wait(PATIENCE)
         else:
             over.wait(PATIENCE)
 
+    def late(times):
+        soon(times)
+        first.wait(PATIENCE)
+
     def evaluate(number, parameters):
         seen.append(parameters["1.running_var"].clone())
-        if number == 2:
-            over.set()
+        (first if number == 1 else over).set()
         return 0.0, {}
 
     strategy = make(network().state_dict(), evaluate, concurrency=2)
-    clients = [Trains(1, ready), Trains(2, ready)]
+    clients = [Trains(1, soon), Trains(2, late)]
     history, _ = run_federation(clients, strategy=strategy, config=ServerConfig(num_rounds=2, start_clients=2))
-    assert sorted(record.accepted for record in history.rounds) == [["client-0"], ["client-1"]]
+    assert [record.accepted for record in history.rounds] == [["client-0"], ["client-1"]]
     assert (torch.stack(seen) > 0).all()
     assert (torch.stack(seen) < 1).all()
 
