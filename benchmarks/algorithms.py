@@ -76,6 +76,11 @@ def devices():
     return Problem("synthetic", title, shares, test, model, per_round=10, rounds=60, lr=0.01, batch=10, epochs=1)
 
 
+def loss_of(model, data):
+    """Return the mean loss of a model on some examples."""
+    return functional.cross_entropy(model(data.inputs), data.labels)
+
+
 class Trains(fedcore.Client):
     """The loop of docs/algorithms.md."""
 
@@ -102,7 +107,7 @@ class Trains(fedcore.Client):
 
     def loss(self, data):
         """Return the loss of the model as it is now."""
-        return functional.cross_entropy(self.model(data.inputs), data.labels)
+        return loss_of(self.model, data)
 
 
 class Measures(fedcore.DeComFLClient):
@@ -118,7 +123,7 @@ class Measures(fedcore.DeComFLClient):
 
     def loss(self, data):
         """Return the loss of the model as it is now."""
-        return functional.cross_entropy(self.model(data.inputs), data.labels)
+        return loss_of(self.model, data)
 
 
 def strategies(problem):
